@@ -1,0 +1,1 @@
+"""The shared core: objectives, assignment, metrics, data and training. Knows no domain."""

@@ -1,0 +1,134 @@
+"""What a data set is: its files, where they come from, and where they lie."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+from common.data.checksum import file_sha256
+from common.errors import DataError
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One file of a data set.
+
+    Args:
+        name: file name in the data set's folder.
+        url: download address; None if the file can only be brought by hand.
+        sha256: of the file's bytes; None where the publisher's bytes are not known, and the checks
+            of the loader are all there is.
+        source: where it comes from, in words that help when there is no ``url``.
+    """
+
+    name: str
+    url: str | None
+    sha256: str | None
+    source: str
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """A data set, as ``clustrast datasets`` lists it.
+
+    Args:
+        name: its name everywhere, and that of its folder in the data root.
+        domain: the package that loads it.
+        title: one line.
+        task: what it is used for.
+        licence: terms of use, as far as the publisher states them.
+        citation: whom to cite.
+        size: of the download.
+        files: everything a full download brings.
+        packed: a single file that may stand in the folder instead of ``files``.
+        embedded: shipped inside a dependency; there is nothing to download.
+        homepage: of the publisher.
+        packed_sha256: of the bytes of ``packed``.
+        packed_lacks: names of those ``files`` that are needed even where ``packed`` is.
+    """
+
+    name: str
+    domain: str
+    title: str
+    task: str
+    licence: str
+    citation: str
+    size: str
+    files: tuple[RemoteFile, ...] = ()
+    packed: str | None = None
+    embedded: bool = False
+    homepage: str = ""
+    packed_sha256: str | None = None
+    packed_lacks: tuple[str, ...] = ()
+
+
+def data_root() -> Path:
+    """The folder of all data sets: ``$CLUSTRAST_DATA``, else ``clustrast`` in the user's cache."""
+    chosen = os.environ.get("CLUSTRAST_DATA")
+    return Path(chosen).expanduser() if chosen else user_cache_path("clustrast", appauthor=False)
+
+
+def dataset_folder(spec: DatasetSpec, root: str | Path | None = None) -> Path:
+    """``<root>/<name>``; ``root`` defaults to :func:`data_root`."""
+    return (data_root() if root is None else Path(root).expanduser()) / spec.name
+
+
+def missing(spec: DatasetSpec, root: str | Path | None = None) -> list[RemoteFile]:
+    """The files of a data set that are not in its folder; none for an embedded data set."""
+    folder = dataset_folder(spec, root)
+    return [file for file in needed(spec, folder) if not (folder / file.name).is_file()]
+
+
+def locate(spec: DatasetSpec, name: str, root: str | Path | None = None) -> Path:
+    """Path of one file of a data set, after a check of its SHA-256 where that is known.
+
+    Raises:
+        DataError: the file is missing or damaged; says which, where it belongs, and how to get it.
+    """
+    path = dataset_folder(spec, root) / name
+    if name == spec.packed:
+        verify(
+            path,
+            spec.packed_sha256,
+            f"restore it, or delete it and run `clustrast datasets fetch {spec.name}`",
+        )
+        return path
+    file = next(file for file in spec.files if file.name == name)
+    if not path.is_file():
+        raise DataError(f"{spec.name}: {path} is missing; {how_to_get(spec, file)}")
+    verify(path, file.sha256, how_to_get(spec, file))
+    return path
+
+
+def verify(path: Path, sha256: str | None, remedy: str) -> None:
+    """Raises a DataError that ends with ``remedy`` if the file is not the expected one."""
+    if sha256 is None:
+        return
+    try:
+        found = file_sha256(path)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    if found != sha256:
+        raise DataError(
+            f"{path} is damaged or incomplete: its SHA-256 is {found}, not {sha256}; {remedy}"
+        )
+
+
+def how_to_get(spec: DatasetSpec, file: RemoteFile) -> str:
+    """What the user does about a missing or damaged file."""
+    if file.url is None:
+        return f"it has to be brought by hand: {file.source}"
+    return f"get it with `clustrast datasets fetch {spec.name}`"
+
+
+def is_intact(path: Path, sha256: str | None) -> bool:
+    """Whether the file is there with the expected bytes, as far as these are known."""
+    return path.is_file() and (sha256 is None or file_sha256(path) == sha256)
+
+
+def needed(spec: DatasetSpec, folder: Path) -> tuple[RemoteFile, ...]:
+    """The files that the folder must hold: all, or what a pack that is there does not contain."""
+    if spec.packed and (folder / spec.packed).is_file():
+        return tuple(file for file in spec.files if file.name in spec.packed_lacks)
+    return spec.files

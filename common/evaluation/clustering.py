@@ -1,0 +1,282 @@
+"""Scores of clusterings: of given labels, of frozen embeddings, and of a model while it trains."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from math import isinf
+from typing import Any, Literal, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torchmetrics.functional.clustering import normalized_mutual_info_score
+
+from common.errors import ArgumentError
+from common.kmeans import KMeans
+from common.metrics.clustering import (
+    accuracy_of,
+    contingency_table,
+    macro_f1_of,
+    require_labels,
+)
+
+SCORES = ("acc", "nmi", "ari", "f1")
+
+
+def clustering_scores(assignment: Tensor, target: Tensor) -> dict[str, float]:
+    """Agreement of a clustering with classes, 1 being perfect.
+
+    - ``acc``: accuracy after the best one-to-one matching (:func:`common.metrics.cluster_accuracy`)
+    - ``nmi``: mutual information over the arithmetic mean of the entropies; 0 if nothing is shared
+    - ``ari``: adjusted Rand index; around 0 for a random clustering and then possibly negative
+    - ``f1``: macro-F1 after the matching (:func:`common.metrics.matched_macro_f1`)
+
+    Args:
+        assignment: ``(n,)`` integer clusters or ``(n, k)`` soft codes, see :func:`hard_labels`.
+        target: ``(n,)`` integer classes, none negative.
+
+    Raises:
+        ArgumentError: labels that are not integers or are negative, codes with NaN, no sample, or
+            lengths that differ.
+
+    Example:
+        >>> scores = clustering_scores(torch.tensor([1, 1, 0, 0]), torch.tensor([0, 0, 1, 1]))
+        >>> {name: round(score, 6) for name, score in scores.items()}
+        {'acc': 1.0, 'nmi': 1.0, 'ari': 1.0, 'f1': 1.0}
+    """
+    labels = hard_labels(assignment)
+    require_labels("target", target)
+    if len(labels) != len(target):
+        raise ArgumentError(
+            f"assignment and target must be equally long, got {len(labels)} and {len(target)}"
+        )
+    # Names without a sample change no score, and without them the table stays small.
+    clusters, labels = labels.unique(return_inverse=True)
+    classes, target = target.unique(return_inverse=True)
+    table = contingency_table(labels, target, len(clusters), len(classes))
+    with torch.sparse.check_sparse_tensor_invariants(False):  # silences torch inside torchmetrics
+        nmi = normalized_mutual_info_score(labels, target, average_method="arithmetic")
+    return {
+        "acc": float(accuracy_of(table)),
+        "nmi": min(float(nmi), 1.0),
+        "ari": _adjusted_rand(table),
+        "f1": float(macro_f1_of(table)),
+    }
+
+
+def _adjusted_rand(contingency: Tensor) -> float:
+    """Adjusted Rand index in float64.
+
+    torchmetrics (1.9) multiplies pair counts as int64, which overflows from some 70,000 samples on.
+    """
+
+    def pairs(counts: Tensor) -> float:
+        counts = counts.double()
+        return float((counts * (counts - 1)).sum() / 2)
+
+    agreeing = pairs(contingency)
+    clusters, classes = pairs(contingency.sum(dim=1)), pairs(contingency.sum(dim=0))
+    expected = clusters * classes / max(pairs(contingency.sum()), 1.0)
+    most = (clusters + classes) / 2
+    return 1.0 if most == expected else (agreeing - expected) / (most - expected)
+
+
+def hard_labels(assignment: Tensor) -> Tensor:
+    """Cluster ``(n,)`` of each sample: of ``(n, k)`` soft codes the largest, labels as they are.
+
+    Example:
+        >>> hard_labels(torch.tensor([[0.2, 0.8], [0.6, 0.4]]))
+        tensor([1, 0])
+    """
+    if not isinstance(assignment, Tensor) or assignment.ndim != 2:
+        require_labels("assignment", assignment)
+        return assignment
+    if not assignment.numel() or assignment.isnan().any():
+        raise ArgumentError(
+            f"assignment must be (n, k) codes, not empty and without NaN, "
+            f"got {'an empty tensor' if not assignment.numel() else 'NaN'}"
+        )
+    return assignment.argmax(dim=1)
+
+
+def cluster_embeddings(
+    embeddings: Tensor,
+    target: Tensor,
+    n_clusters: int,
+    n_init: int = 20,
+    seed: int | None = None,
+    *,
+    metric: Literal["euclidean", "cosine"] = "euclidean",
+) -> tuple[dict[str, float], Tensor]:
+    """The k-means protocol on frozen embeddings: cluster them, then score the clusters.
+
+    Args:
+        embeddings: ``(n, d)``.
+        target: ``(n,)`` integer classes, used for the scores only.
+        n_clusters: number of clusters.
+        n_init: restarts, of which the one with the lowest k-means objective is kept.
+        seed: of k-means, see :class:`common.kmeans.KMeans`.
+        metric: of k-means.
+
+    Returns:
+        The scores of :func:`clustering_scores`, and the labels ``(n,)``.
+
+    Raises:
+        ArgumentError: as :class:`common.kmeans.KMeans` and :func:`clustering_scores` do.
+
+    Example:
+        >>> z = torch.tensor([[0.0], [0.1], [5.0], [5.1]])
+        >>> scores, labels = cluster_embeddings(z, torch.tensor([0, 0, 1, 1]), 2, seed=0)
+        >>> scores["acc"]
+        1.0
+    """
+    kmeans = KMeans(n_clusters, metric=metric, n_init=n_init, seed=seed)
+    labels = kmeans.fit_predict(embeddings)
+    return clustering_scores(labels, target.to(labels.device)), labels
+
+
+class ClusteringScores(Callback):
+    """Scores a clustering model on each batch it trains on, and once more when training has ended.
+
+    Needs batches with labels ``y`` ``(n,)`` (PyTorch Geometric ``Data``), steps that return a dict
+    with ``"assignment"``, ``(n, k)`` soft or ``(n,)`` hard, and ``pl_module.assign(batch)`` giving
+    the same. Labels are only looked at: nothing is selected by them.
+
+    A training step's assignment was made before that step changed the weights, so the first entry
+    of ``history`` scores the initial model. ``final`` scores the model after the last step.
+    Validation and test scores are those of all batches together. In a distributed job every rank
+    scores its own rows, and the logged value is that of rank 0.
+
+    Args:
+        n_clusters: number of clusters, so that an empty one shows in ``sizes`` with hard
+            assignments too. None: the number of columns of the codes, or the largest label.
+        prog_bar: show the scores on the progress bar.
+
+    Attributes:
+        history: per training batch ``epoch``, ``step`` (batches before this one), ``acc``, ``nmi``,
+            ``ari``, ``f1`` and ``sizes``, the samples in each cluster.
+        final: ``acc``, ``nmi``, ``ari``, ``f1`` and ``sizes`` over the training data, once training
+            has ended; empty before.
+
+    Both are part of the checkpoint. Logged: ``train/acc``, ``val/acc``, ``test/acc``, and so on.
+
+    Raises:
+        ArgumentError: a batch without ``y``, or a step without ``"assignment"``.
+
+    Example:
+        >>> scores = ClusteringScores(prog_bar=True)
+        >>> # Trainer(callbacks=[scores]).fit(model, data)
+        >>> scores.history, scores.final
+        ([], {})
+    """
+
+    def __init__(self, n_clusters: int | None = None, prog_bar: bool = False):
+        self.n_clusters = n_clusters
+        self.prog_bar = prog_bar
+        self.history: list[dict[str, Any]] = []
+        self.final: dict[str, Any] = {}
+        self._seen: list[tuple[Tensor, Tensor]] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        entry = self._score([_scored_pair(outputs, batch)])
+        step = trainer.fit_loop.epoch_loop.total_batch_idx
+        self.history.append({"epoch": trainer.current_epoch, "step": step, **entry})
+        self._log(pl_module, "train", entry)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        modes = [(module, module.training) for module in pl_module.modules()]
+        pl_module.eval()
+        # A shuffled loader must not shift the numbers of whatever comes after training.
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            self.final = self._score(
+                [
+                    (cast(Any, pl_module).assign(batch), _target(batch))
+                    for batch in _training_batches(trainer)
+                ]
+            )
+        for module, training in modes:
+            module.training = training
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._seen = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._seen.append(_scored_pair(outputs, batch))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log(pl_module, "val", self._score(self._seen))
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._seen = []
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._seen.append(_scored_pair(outputs, batch))
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log(pl_module, "test", self._score(self._seen))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history, "final": self.final}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = list(state_dict["history"])
+        self.final = dict(state_dict["final"])
+
+    def _score(self, pairs: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+        """Scores and cluster sizes of the assignments and targets of some batches together."""
+        assignments, targets = zip(*pairs, strict=True)
+        assignment = torch.cat(assignments)
+        labels = hard_labels(assignment)
+        n_clusters = self.n_clusters or (assignment.shape[1] if assignment.ndim == 2 else 0)
+        sizes = labels.bincount(minlength=n_clusters).tolist()
+        return {**clustering_scores(labels, torch.cat(targets)), "sizes": sizes}
+
+    def _log(self, pl_module: LightningModule, stage: str, entry: dict[str, Any]) -> None:
+        pl_module.log_dict(
+            {f"{stage}/{name}": entry[name] for name in SCORES},
+            prog_bar=self.prog_bar,
+            on_step=False,
+            on_epoch=True,
+            batch_size=sum(entry["sizes"]),
+        )
+
+
+def _training_batches(trainer: Trainer) -> Iterator[Any]:
+    """The batches of one epoch of training, on the device."""
+    limit = trainer.fit_loop.max_batches
+    loader = cast(Iterable[Any], trainer.train_dataloader)
+    for batch in islice(loader, None if isinf(limit) else int(limit)):
+        yield trainer.strategy.batch_to_device(batch)
+
+
+def _scored_pair(outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    if not isinstance(outputs, Mapping) or "assignment" not in outputs:
+        raise ArgumentError("outputs of a step must be a dict with 'assignment' to be scored")
+    return outputs["assignment"].detach(), _target(batch)
+
+
+def _target(batch: Any) -> Tensor:
+    target = getattr(batch, "y", None)
+    if target is None:
+        raise ArgumentError(
+            "batch.y is missing: clustering scores need labels; without labels leave the "
+            "ClusteringScores callback out"
+        )
+    return target

@@ -1,0 +1,404 @@
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.cluster import KMeans as ReferenceKMeans
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from common.errors import ArgumentError
+from common.kmeans import KMeans, choose_engine
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@pytest.fixture(scope="module")
+def digits() -> Tensor:
+    return torch.from_numpy(load_digits().data).float() / 16
+
+
+def blobs(n: int, d: int, k: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    centres = 3 * torch.randn(k, d, generator=generator, dtype=dtype)
+    own = torch.randint(k, (n,), generator=generator)
+    return centres[own] + torch.randn(n, d, generator=generator, dtype=dtype)
+
+
+def lloyd_by_loops(
+    x: np.ndarray, centroids: np.ndarray, iterations: int, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Lloyd's iteration in float64, one row and one cluster at a time."""
+    centroids = centroids.copy()
+
+    def assign() -> tuple[np.ndarray, float]:
+        labels, total = np.empty(len(x), dtype=int), 0.0
+        for i, row in enumerate(x):
+            distances = [float(((row - c) ** 2).sum()) for c in centroids]
+            labels[i] = int(np.argmin(distances))
+            total += weights[i] * min(distances)
+        return labels, total
+
+    for _ in range(iterations):
+        labels, _ = assign()
+        for j in range(len(centroids)):
+            members = labels == j
+            centroids[j] = np.average(x[members], axis=0, weights=weights[members])
+    return centroids, *assign()
+
+
+@pytest.mark.parametrize("engine", ["torch", "faiss"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_lloyd_equals_the_loops(digits, engine, weighted):
+    x = digits[:400]
+    weights = torch.linspace(0.1, 3, len(x)) if weighted else None
+    plain = np.ones(len(x)) if weights is None else weights.double().numpy()
+    start = x[::40]
+    expected, labels, inertia = lloyd_by_loops(
+        x.double().numpy(), start.double().numpy(), 6, plain
+    )
+    kmeans = KMeans(10, init=start, max_iter=6, tol=0, engine=engine).fit(x, weights)
+    assert kmeans.engine_used == engine
+    assert kmeans.n_iter == 6
+    assert kmeans.labels.tolist() == labels.tolist()
+    assert kmeans.inertia == pytest.approx(inertia, rel=1e-6)
+    torch.testing.assert_close(kmeans.centroids, torch.from_numpy(expected).float())
+
+
+@pytest.mark.parametrize("init", ["k-means++", "random"])
+def test_objective_equals_scikit_learns_on_digits(digits, init):
+    reference = ReferenceKMeans(10, n_init=20, random_state=0).fit(digits.numpy())
+    kmeans = KMeans(10, n_init=20, init=init, seed=0).fit(digits)
+    assert kmeans.inertia == pytest.approx(reference.inertia_, rel=5e-3)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_engines_agree_from_the_same_start(metric):
+    x = blobs(4000, 24, 60)
+    start = x[:60]
+    ours, faiss = (
+        KMeans(60, init=start, metric=metric, engine=engine).fit(x) for engine in ("torch", "faiss")
+    )
+    assert (ours.engine_used, faiss.engine_used) == ("torch", "faiss")
+    assert faiss.inertia == pytest.approx(ours.inertia, rel=1e-3)
+    assert faiss.n_iter < 300
+
+
+def test_greedy_seeding_beats_random_rows():
+    x = blobs(2000, 8, 30)
+    seeded, drawn = (
+        np.mean([KMeans(30, init=init, max_iter=1, seed=s).fit(x).inertia for s in range(5)])
+        for init in ("k-means++", "random")
+    )
+    assert seeded < 0.8 * drawn
+
+
+def test_restarts_keep_the_best(digits):
+    inertias = [KMeans(10, seed=seed, n_init=1).fit(digits).inertia for seed in range(6)]
+    assert KMeans(10, seed=0, n_init=20).fit(digits).inertia <= min(inertias) * 1.001
+
+
+@pytest.mark.parametrize("init", ["k-means++", "random"])
+def test_memory_budget_changes_nothing(digits, init):
+    small, large = (
+        KMeans(10, init=init, n_init=4, seed=3, memory_budget=budget).fit(digits)
+        for budget in (20_000, 2**28)
+    )
+    assert small.inertia == pytest.approx(large.inertia, rel=1e-5)
+    assert (small.labels == large.labels).float().mean() > 0.999
+
+
+def test_deterministic_under_a_seed(digits):
+    one, two, other = (KMeans(10, seed=seed).fit(digits) for seed in (0, 0, 1))
+    assert torch.equal(one.labels, two.labels)
+    assert torch.equal(one.centroids, two.centroids)
+    assert not torch.equal(one.centroids, other.centroids)
+
+
+def test_a_seed_leaves_the_global_generator_alone(digits):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    KMeans(5, seed=1).fit(digits)
+    KMeans(5, init="random", seed=1).fit(digits)
+    KMeans(5, init=digits[:5]).fit(digits)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_without_a_seed_the_global_generator_decides(digits):
+    centroids = []
+    for seed in (7, 7, 8):
+        torch.manual_seed(seed)
+        centroids.append(KMeans(10).fit(digits).centroids)
+    assert torch.equal(centroids[0], centroids[1])
+    assert not torch.equal(centroids[0], centroids[2])
+
+
+def test_predict_gives_the_labels_of_fit_and_of_new_rows(digits):
+    kmeans = KMeans(10, seed=0).fit(digits[:1000])
+    assert torch.equal(kmeans.predict(digits[:1000]), kmeans.labels)
+    nearest = torch.cdist(digits[1000:].double(), kmeans.centroids.double()).argmin(dim=1)
+    assert torch.equal(kmeans.predict(digits[1000:]), nearest)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtypes(digits, dtype):
+    kmeans = KMeans(10, init=digits[:10], tol=0).fit(digits.to(dtype))
+    assert kmeans.centroids.dtype == (dtype if dtype == torch.float64 else torch.float32)
+    assert kmeans.labels.dtype == torch.int64
+    exact = KMeans(10, init=digits[:10].double(), tol=0).fit(digits.to(dtype).double())
+    assert kmeans.inertia == pytest.approx(exact.inertia, rel=1e-5)
+
+
+def test_half_precision_sums_do_not_saturate():
+    x = torch.full((5000, 2), 100.0, dtype=torch.float16)
+    x[2500:] = -100
+    kmeans = KMeans(2, seed=0).fit(x)
+    assert kmeans.centroids.abs().tolist() == [[100.0, 100.0], [100.0, 100.0]]
+
+
+def test_inputs_stay_untouched_and_autocast_and_gradients_stay_out(digits):
+    x = digits.clone().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        kmeans = KMeans(10, init=digits[:10]).fit(x)
+    assert torch.equal(x, digits)
+    assert not kmeans.centroids.requires_grad
+    assert kmeans.inertia == KMeans(10, init=digits[:10]).fit(digits).inertia
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_scale_and_offset_do_not_cost_precision(offset, scale):
+    x = blobs(300, 4, 3, dtype=torch.float64)
+    expected = KMeans(3, init=x[:3]).fit(x)
+    shifted = ((x + offset) * scale).float()
+    found = KMeans(3, init=shifted[:3]).fit(shifted)
+    assert torch.equal(found.labels, expected.labels)
+    assert found.inertia / scale**2 == pytest.approx(expected.inertia, rel=1e-3)
+
+
+def test_cosine_is_spherical(digits):
+    kmeans = KMeans(10, metric="cosine", seed=0).fit(digits)
+    torch.testing.assert_close(kmeans.centroids.norm(dim=1), torch.ones(10))
+    unit = digits / digits.norm(dim=1, keepdim=True)
+    similarity = unit @ kmeans.centroids.T
+    assert kmeans.inertia == pytest.approx(float((1 - similarity.amax(dim=1)).sum()), rel=1e-4)
+    means = torch.stack([unit[kmeans.labels == j].mean(dim=0) for j in range(10)])
+    agreement = (means / means.norm(dim=1, keepdim=True) * kmeans.centroids).sum(dim=1)
+    assert agreement.min() > 0.999
+    stretched = digits * torch.linspace(0.1, 10, len(digits))[:, None]
+    assert torch.equal(kmeans.predict(stretched), kmeans.labels)
+
+
+def test_zero_rows_weigh_nothing_in_cosine():
+    x = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [0.0, 3.0], [0.0, 0.0]])
+    kmeans = KMeans(2, metric="cosine", seed=0).fit(x)
+    assert kmeans.labels[[0, 4]].tolist() == [0, 0]
+    assert sorted(kmeans.centroids.tolist()) == [[0.0, 1.0], [1.0, 0.0]]
+    assert kmeans.inertia == 0
+
+
+def test_opposite_rows_keep_the_centroid_in_cosine():
+    x = torch.tensor([[0.0, 1.0], [0.0, -1.0]])
+    kmeans = KMeans(1, metric="cosine", init=torch.tensor([[3.0, 0.0]])).fit(x)
+    assert kmeans.centroids.tolist() == [[1.0, 0.0]]
+    assert kmeans.inertia == 2
+
+
+def test_weights_equal_repeated_rows(digits):
+    x = digits[:300]
+    times = torch.arange(300) % 4
+    start = x[1::30]
+    weighted = KMeans(10, init=start).fit(x, times)
+    repeated = KMeans(10, init=start).fit(x.repeat_interleave(times, dim=0))
+    torch.testing.assert_close(weighted.centroids, repeated.centroids)
+    assert weighted.inertia == pytest.approx(repeated.inertia, rel=1e-5)
+    assert weighted.n_iter == repeated.n_iter
+
+
+@pytest.mark.parametrize("init", ["k-means++", "random"])
+def test_rows_without_weight_are_never_seeds(init):
+    x = torch.cat([torch.randn(20, 2), torch.full((20, 2), 1e6)])
+    weights = torch.cat([torch.ones(20), torch.zeros(20)])
+    kmeans = KMeans(5, init=init, n_init=5, seed=0).fit(x, weights)
+    assert kmeans.centroids.abs().max() < 100
+
+
+@pytest.mark.parametrize("init", ["k-means++", "random"])
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_one_repeated_point(init, metric):
+    x = torch.tensor([[0.1, 0.7, 0.3]]).repeat(50, 1)
+    kmeans = KMeans(4, init=init, metric=metric, n_init=3, seed=0).fit(x)
+    assert kmeans.inertia == pytest.approx(0, abs=1e-6)
+    assert kmeans.centroids.isfinite().all()
+    assert len(kmeans.labels.unique()) == 1
+
+
+def test_as_many_clusters_as_rows():
+    x = torch.randn(40, 3)
+    kmeans = KMeans(40, seed=0).fit(x)
+    assert sorted(kmeans.labels.tolist()) == list(range(40))
+    assert kmeans.inertia == pytest.approx(0, abs=1e-10)
+
+
+def test_one_cluster_is_the_mean():
+    x = torch.randn(100, 3)
+    kmeans = KMeans(1, seed=0).fit(x)
+    torch.testing.assert_close(kmeans.centroids[0], x.mean(dim=0))
+    assert kmeans.inertia == pytest.approx(float((x - x.mean(dim=0)).square().sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["torch", "faiss"])
+def test_empty_clusters_restart_from_the_costliest_rows(engine):
+    x = torch.tensor([[0.0], [1.0], [10.0], [11.0], [50.0], [51.0]])
+    start = torch.tensor([[0.5], [1e4], [2e4]])
+    kmeans = KMeans(3, init=start, engine=engine).fit(x)
+    assert sorted(kmeans.centroids.flatten().tolist()) == [0.5, 10.5, 50.5]
+    assert kmeans.labels.bincount(minlength=3).tolist() == [2, 2, 2]
+
+
+def test_the_weighted_cost_decides_where_an_empty_cluster_restarts():
+    x = torch.tensor([[0.0], [5.0], [-6.0]])
+    weights = torch.tensor([100.0, 10.0, 1.0])
+    start = torch.tensor([[0.0], [1e4]])
+    kmeans = KMeans(2, init=start, max_iter=1).fit(x, weights)
+    assert kmeans.centroids[1].tolist() == [5.0]
+
+
+def test_import_leaves_faiss_out():
+    script = "import sys, common.kmeans; sys.exit('faiss' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_auto_follows_the_rule():
+    assert choose_engine(torch.empty(9298, 10), 10) == "torch"
+    assert choose_engine(torch.empty(50_000, 64), 500) == "faiss"
+    assert choose_engine(torch.empty(50_000, 64, dtype=torch.float64), 500) == "torch"
+    x = blobs(40_000, 50, 50)
+    assert KMeans(50, init="random", max_iter=1, seed=0).fit(x).engine_used == "faiss"
+
+
+def test_no_warning_is_raised(digits):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        KMeans(10, seed=0, n_init=2).fit(digits)
+        KMeans(10, seed=0, engine="faiss").fit(digits)
+
+
+@pytest.mark.skipif(len(DEVICES) == 1, reason="no CUDA device")
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_devices_agree(digits, metric):
+    cpu = KMeans(10, metric=metric, n_init=5, seed=0).fit(digits)
+    cuda = KMeans(10, metric=metric, n_init=5, seed=0).fit(digits.cuda())
+    again = KMeans(10, metric=metric, n_init=5, seed=0).fit(digits.cuda())
+    assert cuda.labels.device.type == cuda.centroids.device.type == "cuda"
+    assert cuda.inertia == pytest.approx(cpu.inertia, rel=1e-4)
+    assert torch.equal(cuda.centroids, again.centroids)
+
+
+problems = st.builds(
+    lambda n, d, k, seed: (blobs(n, d, k, seed, torch.float64), k),
+    n=st.integers(8, 60),
+    d=st.integers(1, 5),
+    k=st.integers(1, 8),
+    seed=st.integers(0, 10_000),
+)
+metrics = st.sampled_from(["euclidean", "cosine"])
+by_chance = settings(max_examples=40, deadline=None, derandomize=True)
+
+
+@by_chance
+@given(problems, metrics)
+def test_the_objective_never_increases(problem, metric):
+    x, k = problem
+    inertias = [
+        KMeans(k, metric=metric, init=x[:k], max_iter=steps, tol=0).fit(x).inertia
+        for steps in range(1, 8)
+    ]
+    assert all(b <= a + 1e-9 * (1 + a) for a, b in zip(inertias, inertias[1:], strict=False))
+
+
+@by_chance
+@given(problems, st.sampled_from(["k-means++", "random"]))
+def test_labels_are_the_nearest_centroids_and_no_cluster_is_empty(problem, init):
+    x, k = problem
+    kmeans = KMeans(k, init=init, seed=0).fit(x)
+    distances = torch.cdist(x, kmeans.centroids).square()
+    own = distances.gather(1, kmeans.labels[:, None])[:, 0]
+    torch.testing.assert_close(own, distances.amin(dim=1), rtol=1e-9, atol=1e-9)
+    assert kmeans.inertia == pytest.approx(float(own.sum()), rel=1e-9, abs=1e-9)
+    assert len(kmeans.labels.unique()) == k
+
+
+@by_chance
+@given(problems, metrics, st.randoms(use_true_random=False))
+def test_the_order_of_rows_does_not_matter(problem, metric, random):
+    x, k = problem
+    order = torch.tensor(random.sample(range(len(x)), len(x)))
+    straight = KMeans(k, metric=metric, init=x[:k]).fit(x)
+    permuted = KMeans(k, metric=metric, init=x[:k]).fit(x[order])
+    assert torch.equal(permuted.labels, straight.labels[order])
+    torch.testing.assert_close(permuted.centroids, straight.centroids)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"n_clusters": 0}, ["n_clusters", "0"]),
+        ({"n_clusters": 2.0}, ["n_clusters", "2.0"]),
+        ({"n_init": 0}, ["n_init", "0"]),
+        ({"max_iter": 0}, ["max_iter"]),
+        ({"tol": -1.0}, ["tol", "-1.0"]),
+        ({"tol": float("nan")}, ["tol", "nan"]),
+        ({"memory_budget": 0}, ["memory_budget"]),
+        ({"metric": "manhattan"}, ["metric", "manhattan", "cosine"]),
+        ({"engine": "gpu"}, ["engine", "gpu", "faiss"]),
+        ({"init": "best"}, ["init", "best", "k-means++"]),
+    ],
+)
+def test_wrong_arguments_name_themselves(arguments, words):
+    with pytest.raises(ArgumentError) as error:
+        KMeans(**{"n_clusters": 3, **arguments})
+    assert all(word in str(error.value) for word in words)
+
+
+X = torch.arange(12.0).view(6, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "x", "weights", "words"),
+    [
+        ({"n_clusters": 7}, X, None, ["n_clusters=7", "n=6"]),
+        ({}, X[0], None, ["x", "(n, d)", "(2,)"]),
+        ({}, X[:0], None, ["x", "(0, 2)"]),
+        ({}, X.long(), None, ["x", "floating-point", "int64"]),
+        ({}, X.numpy(), None, ["x", "ndarray"]),
+        ({}, X.to_sparse(), None, ["x", "sparse"]),
+        ({}, X / torch.zeros(1), None, ["x", "NaN"]),
+        ({}, X.half() * 60_000, None, ["x", "infinity"]),
+        ({}, X, torch.ones(5), ["weights", "(6,)", "(5,)"]),
+        ({}, X, -torch.ones(6), ["weights", "negative"]),
+        ({}, X, torch.zeros(6), ["weights", "zero"]),
+        ({}, X, torch.full((6,), float("nan")), ["weights", "finite"]),
+        ({"init": X[:2]}, X, None, ["init", "(3, 2)", "(2, 2)"]),
+        ({"init": X[:3] / 0}, X, None, ["init", "NaN"]),
+        ({"init": X[:3] * 0, "metric": "cosine"}, X, None, ["init", "zero row"]),
+        ({"metric": "cosine"}, X * 0, None, ["x", "non-zero row"]),
+        ({"engine": "faiss"}, X.double(), None, ["faiss", "float64"]),
+    ],
+)
+def test_wrong_input_is_named(arguments, x, weights, words):
+    with pytest.raises(ArgumentError) as error:
+        KMeans(**{"n_clusters": 3, "seed": 0, **arguments}).fit(x, weights)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_predict_refuses_what_it_cannot_answer():
+    with pytest.raises(ArgumentError, match="call fit first"):
+        KMeans(2).predict(X)
+    with pytest.raises(ArgumentError, match=r"\(n, 2\), got \(6, 3\)"):
+        KMeans(2, seed=0).fit(X).predict(torch.ones(6, 3))

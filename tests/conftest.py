@@ -1,0 +1,26 @@
+"""Fixtures of the whole suite."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from common.data import data_root
+
+
+@pytest.fixture
+def real_data() -> Callable[[str], Path]:
+    """``real_data(name)`` is the folder of a data set under the data root; a test that asks for one
+    that is not there is skipped, and fails in CI."""
+
+    def folder(name: str) -> Path:
+        path = data_root() / name
+        if not path.is_dir():
+            reason = f"data set {name} is not under {data_root()} (set CLUSTRAST_DATA)"
+            if os.environ.get("CI") == "true":
+                pytest.fail(reason)
+            pytest.skip(reason)
+        return path
+
+    return folder

@@ -1,0 +1,1 @@
+"""Contrastive learning and clustering of images."""
