@@ -47,8 +47,9 @@ class KMeans:
         tol: a restart ends when the squared movement of all its centroids is at most ``tol`` times
             the mean variance of the features.
         engine: what finds the nearest centroids. ``"torch"`` runs on any device, ``"faiss"`` on
-            float32 rows on the CPU; everything else is the same code, so that both give the same
-            result up to rounding. ``"auto"`` is decided by :func:`choose_engine`.
+            float32 rows on the CPU, in blocks of its own size; everything else is the same code,
+            so that both give the same result up to rounding. ``"auto"`` is decided by
+            :func:`choose_engine`.
         seed: of the draws. None takes one from torch's global generator, which is touched in no
             other case. Equal seeds give equal draws on every device.
         memory_budget: bytes for a block of distances. None: 4 MiB on the CPU, where a block then

@@ -13,5 +13,5 @@ def mlp(*dims: int) -> nn.Sequential:
     """
     layers: list[nn.Module] = []
     for width_in, width_out in pairwise(dims):
-        layers += [nn.Linear(width_in, width_out), nn.ReLU()]
+        layers += [nn.Linear(width_in, width_out), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers[:-1])

@@ -46,8 +46,8 @@ def contingency_table(preds: Tensor, target: Tensor, n_clusters: int, n_classes:
 def match_clusters(contingency: Tensor) -> Tensor:
     """The one-to-one matching of clusters to classes on which most samples agree.
 
-    The result depends on the counts only, not on how clusters are numbered: of several matchings
-    equally good, renumbering clusters picks the same one.
+    Clusters and classes without a sample are left out. What remains is matched in an order given by
+    the counts, so that of several matchings equally good, the numbering of clusters picks none.
 
     Args:
         contingency: ``(n_clusters, n_classes)`` counts, see :func:`contingency_table`.
@@ -67,10 +67,11 @@ def match_clusters(contingency: Tensor) -> Tensor:
             f"contingency must have shape (n_clusters, n_classes), got {tuple(contingency.shape)}"
         )
     counts = contingency.cpu().numpy()
-    order = np.lexsort(counts.T)
-    clusters, classes = linear_sum_assignment(counts[order], maximize=True)
+    rows, columns = np.flatnonzero(counts.any(axis=1)), np.flatnonzero(counts.any(axis=0))
+    rows = rows[np.lexsort(counts[rows].T)]
+    clusters, classes = linear_sum_assignment(counts[np.ix_(rows, columns)], maximize=True)
     matched = np.full(len(counts), -1)
-    matched[order[clusters]] = classes
+    matched[rows[clusters]] = columns[classes]
     return torch.from_numpy(matched).to(contingency.device)
 
 

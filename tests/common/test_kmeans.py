@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -58,9 +59,7 @@ def test_lloyd_equals_the_loops(digits, engine, weighted):
     weights = torch.linspace(0.1, 3, len(x)) if weighted else None
     plain = np.ones(len(x)) if weights is None else weights.double().numpy()
     start = x[::40]
-    expected, labels, inertia = lloyd_by_loops(
-        x.double().numpy(), start.double().numpy(), 6, plain
-    )
+    expected, labels, inertia = lloyd_by_loops(x.double().numpy(), start.double().numpy(), 6, plain)
     kmeans = KMeans(10, init=start, max_iter=6, tol=0, engine=engine).fit(x, weights)
     assert kmeans.engine_used == engine
     assert kmeans.n_iter == 6
@@ -110,6 +109,20 @@ def test_memory_budget_changes_nothing(digits, init):
     )
     assert small.inertia == pytest.approx(large.inertia, rel=1e-5)
     assert (small.labels == large.labels).float().mean() > 0.999
+
+
+def test_blocks_of_distances_stay_within_the_budget(monkeypatch):
+    sizes, multiply = [], torch.addmm
+
+    def measured(*args, **kwargs):
+        product = multiply(*args, **kwargs)
+        sizes.append(product.numel() * product.element_size())
+        return product
+
+    monkeypatch.setattr(torch, "addmm", measured)
+    x = blobs(2000, 8, 50)
+    KMeans(50, init=x[:50], memory_budget=40_000).fit(x)
+    assert 0 < max(sizes) <= 40_000 < 2000 * 50 * 4
 
 
 def test_deterministic_under_a_seed(digits):
@@ -255,10 +268,13 @@ def test_one_cluster_is_the_mean():
 @pytest.mark.parametrize("engine", ["torch", "faiss"])
 def test_empty_clusters_restart_from_the_costliest_rows(engine):
     x = torch.tensor([[0.0], [1.0], [10.0], [11.0], [50.0], [51.0]])
-    start = torch.tensor([[0.5], [1e4], [2e4]])
-    kmeans = KMeans(3, init=start, engine=engine).fit(x)
-    assert sorted(kmeans.centroids.flatten().tolist()) == [0.5, 10.5, 50.5]
-    assert kmeans.labels.bincount(minlength=3).tolist() == [2, 2, 2]
+    one_empty = torch.tensor([[0.5], [10.5], [1e4]])
+    kmeans = KMeans(3, init=one_empty, engine=engine).fit(x)
+    torch.testing.assert_close(kmeans.centroids, torch.tensor([[0.5], [10.5], [50.5]]))
+    assert kmeans.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    two_empty = torch.tensor([[0.5], [1e4], [2e4]])
+    kmeans = KMeans(3, init=two_empty, engine=engine, max_iter=1).fit(x)
+    torch.testing.assert_close(kmeans.centroids, torch.tensor([[20.5], [51.0], [50.0]]))
 
 
 def test_the_weighted_cost_decides_where_an_empty_cluster_restarts():
@@ -319,7 +335,7 @@ def test_the_objective_never_increases(problem, metric):
         KMeans(k, metric=metric, init=x[:k], max_iter=steps, tol=0).fit(x).inertia
         for steps in range(1, 8)
     ]
-    assert all(b <= a + 1e-9 * (1 + a) for a, b in zip(inertias, inertias[1:], strict=False))
+    assert all(b <= a + 1e-9 * (1 + a) for a, b in pairwise(inertias))
 
 
 @by_chance

@@ -1,0 +1,1 @@
+"""The published tables, the harness that reproduces them, and the command line."""

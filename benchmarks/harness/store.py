@@ -1,0 +1,205 @@
+"""A run folder: records, checkpoints and embeddings of cells. Whatever has its name is whole.
+
+Layout::
+
+    cells/<data set>/<row>-seed<k>-<key>.json    one record a finished cell
+    checkpoints/<key>.ckpt                       of cells that others start from
+    embeddings/<key>.npz                         of the first seed, for the 2-D plot
+    logs/<data set>/<row>-seed<k>-<key>.log      what the cell's process printed
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from filelock import FileLock, Timeout
+
+from common.errors import RunError
+
+if TYPE_CHECKING:
+    from benchmarks.harness.plan import Cell
+
+Record = dict[str, Any]
+
+FORMAT = 1
+TEMPORARY = ".tmp"
+
+
+class RunStore:
+    """The records of a run folder by key, under a lock that keeps a second reproduction out.
+
+    Args:
+        folder: made if it does not exist.
+
+    Attributes:
+        records: finished cells, key to record.
+        damaged: records that could not be trusted; each was renamed and will be recomputed.
+
+    Raises:
+        RunError: the folder cannot be used, or another reproduction is using it.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.damaged: list[Path] = []
+        with disk(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self.lock = self._lock()
+            self._clear_temporaries()
+            self.records = self._load()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._clear_temporaries()
+        self.lock.release()
+
+    def _lock(self) -> FileLock:
+        lock = FileLock(self.folder / ".lock")
+        holder = self.folder / ".pid"
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            pid = holder.read_text() if holder.is_file() else "unknown"
+            raise RunError(
+                f"another reproduction (process {pid}) is writing to {self.folder}; "
+                "wait for it, or choose another folder with --out"
+            ) from None
+        holder.write_text(str(os.getpid()))
+        return lock
+
+    def _clear_temporaries(self) -> None:
+        for path in self.folder.rglob(f".*{TEMPORARY}"):
+            path.unlink(missing_ok=True)
+
+    def _load(self) -> dict[str, Record]:
+        records, broken = read_records(self.folder)
+        for path in broken:
+            renamed = free_name(path.with_name(f"{path.name}.damaged"))
+            path.rename(renamed)
+            self.damaged.append(renamed)
+        return records
+
+    def save(self, cell: "Cell", record: Record) -> None:
+        write_text(record_path(self.folder, cell), json.dumps(sealed(record), indent=1) + "\n")
+        self.records[cell.key] = record
+
+    def has_checkpoint(self, key: str) -> bool:
+        """Whether the checkpoint that the record of ``key`` speaks of is there, unchanged."""
+        path = checkpoint_path(self.folder, key)
+        expected = self.records.get(key, {}).get("checkpoint_sha256")
+        return expected is not None and path.is_file() and file_digest(path) == expected
+
+    def reuse(self, other: Path, cells: list["Cell"]) -> int:
+        """Takes over records of ``cells``, and what belongs to them, from another run folder."""
+        if not (other / "cells").is_dir():
+            raise RunError(f"--reuse {other} is not a run folder: it has no cells")
+        found, broken = read_records(other)
+        self.damaged += broken
+        taken = [cell for cell in cells if cell.key in found and cell.key not in self.records]
+        for cell in taken:
+            for place in (checkpoint_path, embedding_path):
+                if (source := place(other, cell.key)).is_file():
+                    with replacing(place(self.folder, cell.key)) as temporary:
+                        shutil.copyfile(source, temporary)
+            self.save(cell, found[cell.key])
+        return len(taken)
+
+
+def record_path(folder: Path, cell: "Cell") -> Path:
+    return folder / "cells" / f"{cell.path}.json"
+
+
+def log_path(folder: Path, cell: "Cell") -> Path:
+    return folder / "logs" / f"{cell.path}.log"
+
+
+def checkpoint_path(folder: Path, key: str) -> Path:
+    return folder / "checkpoints" / f"{key}.ckpt"
+
+
+def embedding_path(folder: Path, key: str) -> Path:
+    return folder / "embeddings" / f"{key}.npz"
+
+
+def read_records(folder: Path) -> tuple[dict[str, Record], list[Path]]:
+    """The records of a run folder by key, and the files that are not whole records."""
+    records: dict[str, Record] = {}
+    broken = []
+    for path in sorted(folder.glob("cells/*/*.json")):
+        try:
+            record = json.loads(path.read_bytes())
+            if record != sealed(record):
+                raise ValueError("its contents do not match its checksum")
+            records[record["key"]] = record
+        except (ValueError, KeyError, TypeError):
+            broken.append(path)
+    return records, broken
+
+
+def sealed(record: Record) -> Record:
+    """The record with the checksum of its contents."""
+    contents = {key: value for key, value in record.items() if key != "sha256"}
+    return contents | {"sha256": digest(contents)}
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a value as canonical JSON.
+
+    Example:
+        >>> digest({"a": 1, "b": 2.5}) == digest({"b": 2.5, "a": 1})
+        True
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def free_name(path: Path) -> Path:
+    """``path``, or with a number behind it if there is such a file."""
+    candidates = (path.with_name(f"{path.name}{n}") for n in range(2, 1_000_000))
+    return path if not path.exists() else next(name for name in candidates if not name.exists())
+
+
+@contextmanager
+def disk(path: Path) -> Iterator[None]:
+    """Says which path the operating system would not read or write."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path that becomes ``path`` if the block succeeds and vanishes if it does not.
+
+    Raises:
+        RunError: the disk is full or cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        with disk(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that is there as a whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

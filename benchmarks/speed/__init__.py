@@ -1,0 +1,1 @@
+"""Ours beside named peers, measured in one run: ratios, not claims."""

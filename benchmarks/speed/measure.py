@@ -1,0 +1,137 @@
+"""Time and peak memory of contenders, each in a fresh process, in turn, several rounds."""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from common.errors import RunError
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Median seconds of a step, and peak resident memory above that after the imports, in MiB."""
+
+    seconds: float
+    mebibytes: float
+
+
+def measure(prepare: Callable[[], Callable[[], object]], steps: int, threads: int) -> Measurement:
+    """Measures in this process: ``prepare`` loads what a step needs and returns the step.
+
+    Memory counts from before ``prepare``, so that inputs, weights and optimiser are part of it.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    _reset_peak()
+    before = _status("VmRSS")
+    step = prepare()
+    step()
+    seconds = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    return Measurement(statistics.median(seconds), (_status("VmHWM") - before) / 1024)
+
+
+def compare(
+    module: str, contenders: Iterable[str], rounds: int, threads: int
+) -> dict[str, Measurement]:
+    """Runs ``python -m module --contender NAME`` in turn, ``rounds`` times; medians by contender."""
+    results: dict[str, list[Measurement]] = {name: [] for name in contenders}
+    turns = [name for _ in range(rounds) for name in results]
+    for name in track(turns, description="measuring", console=Console(stderr=True)):
+        command = [sys.executable, "-m", module, "--contender", name, "--threads", str(threads)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RunError(f"contender {name!r} failed: {done.stderr.strip().splitlines()[-1:]}")
+        results[name].append(Measurement(**json.loads(done.stdout.splitlines()[-1])))
+    return {
+        name: Measurement(
+            statistics.median(m.seconds for m in measured),
+            statistics.median(m.mebibytes for m in measured),
+        )
+        for name, measured in results.items()
+    }
+
+
+def parser(name: str, description: str) -> argparse.ArgumentParser:
+    """The options all speed benchmarks share."""
+    made = argparse.ArgumentParser(prog=f"clustrast speed {name}", description=description)
+    made.add_argument("--rounds", type=int, default=3, help="fresh processes a contender")
+    made.add_argument("--threads", type=int, default=2, help="CPU threads a contender")
+    made.add_argument("--json", action="store_true", help="print the measurements as JSON")
+    made.add_argument("--contender", help=argparse.SUPPRESS)
+    return made
+
+
+@dataclass(frozen=True)
+class Goal:
+    """``ours`` against ``peer``: at most these ratios of time and memory (None: no goal)."""
+
+    ours: str
+    peer: str
+    time: float | None = None
+    memory: float | None = None
+
+
+def report(results: dict[str, Measurement], goals: Iterable[Goal], as_json: bool) -> int:
+    """Prints measurements and ratios; returns 0 if every goal is met, else 1."""
+    ratios = [
+        {
+            **asdict(goal),
+            "time_ratio": results[goal.ours].seconds / results[goal.peer].seconds,
+            "memory_ratio": results[goal.ours].mebibytes / results[goal.peer].mebibytes,
+        }
+        for goal in goals
+    ]
+    for ratio in ratios:
+        ratio["met"] = (ratio["time"] is None or ratio["time_ratio"] <= ratio["time"]) and (
+            ratio["memory"] is None or ratio["memory_ratio"] <= ratio["memory"]
+        )
+    if as_json:
+        measured = {name: asdict(result) for name, result in results.items()}
+        print(json.dumps({"measurements": measured, "ratios": ratios}, indent=2))
+    else:
+        console = Console()
+        table = Table("contender", "s / step", "peak MiB")
+        for name, result in results.items():
+            table.add_row(name, f"{result.seconds:.4f}", f"{result.mebibytes:.0f}")
+        console.print(table)
+        table = Table("ours / peer", "time", "goal", "memory", "goal", "met")
+        for ratio in ratios:
+            table.add_row(
+                f"{ratio['ours']} / {ratio['peer']}",
+                f"{ratio['time_ratio']:.2f}",
+                "" if ratio["time"] is None else f"≤ {ratio['time']}",
+                f"{ratio['memory_ratio']:.2f}",
+                "" if ratio["memory"] is None else f"≤ {ratio['memory']}",
+                "yes" if ratio["met"] else "no",
+            )
+        console.print(table)
+    return 0 if all(ratio["met"] for ratio in ratios) else 1
+
+
+def _status(field: str) -> int:
+    """A field of this process's memory status, KiB (Linux)."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        raise RunError("memory is measured through /proc/self/status, which only Linux has")
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    return int(lines[field].split()[0])
+
+
+def _reset_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
