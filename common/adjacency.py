@@ -111,7 +111,8 @@ def _to_scipy(matrix: Tensor) -> sp.csr_array:
     if matrix.layout != torch.sparse_csr:
         raise ArgumentError(f"expected a sparse CSR matrix, got layout {matrix.layout}")
     parts = (matrix.values().double(), matrix.col_indices(), matrix.crow_indices())
-    return sp.csr_array(tuple(part.cpu().numpy() for part in parts), shape=(matrix.shape[0], matrix.shape[1]))
+    rows, columns = matrix.shape
+    return sp.csr_array(tuple(part.cpu().numpy() for part in parts), shape=(rows, columns))
 
 
 def _to_torch(matrix: Any, device: torch.device) -> Tensor:

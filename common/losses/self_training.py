@@ -40,12 +40,16 @@ def student_t_log_assignment(z: Tensor, centroids: Tensor) -> Tensor:
         dtype = torch.promote_types(z.dtype, torch.float32)
         z, centroids = z.to(dtype), centroids.to(dtype)
         # Distances of 1e15 and more would overflow when squared; a common unit cancels below.
-        unit = torch.stack([z.detach().abs().amax(), centroids.detach().abs().amax()]).amax()
-        unit = (unit / 1e15).clamp(min=1)
+        unit = (torch.maximum(_largest(z), _largest(centroids)) / 1e15).clamp(min=1)
         distance = torch.cdist(
             z / unit, centroids / unit, compute_mode="donot_use_mm_for_euclid_dist"
         )  # (n, k)
         return F.log_softmax(-(unit.square().reciprocal() + distance.square()).log(), dim=1)
+
+
+def _largest(x: Tensor) -> Tensor:
+    """The largest finite magnitude."""
+    return x.detach().abs().nan_to_num(nan=0.0, posinf=0.0).amax()
 
 
 def target_distribution(assignment: Tensor) -> Tensor:

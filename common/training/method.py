@@ -38,7 +38,7 @@ class Method(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._resumed_state = checkpoint.get("random_state")
 
-    def on_train_start(self) -> None:
+    def on_fit_start(self) -> None:
         if self._resumed_state is not None:
             restore_random_state(self._resumed_state)
             self._resumed_state = None

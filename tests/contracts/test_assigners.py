@@ -9,6 +9,7 @@ from torch import Tensor
 
 from common.errors import ArgumentError
 from common.kmeans import KMeans
+from common.losses import student_t_log_assignment
 
 N, D, K = 40, 5, 4
 
@@ -41,6 +42,11 @@ def kmeans(metric: str, engine: str = "torch") -> Callable[[Tensor, Tensor], Ten
 ASSIGNERS = {
     "kmeans": Assigner(kmeans("euclidean"), differentiable=False, needs_rows=True),
     "kmeans_cosine": Assigner(kmeans("cosine"), differentiable=False, needs_rows=True),
+    "student_t": Assigner(
+        lambda x, centroids: student_t_log_assignment(x, centroids).exp(),
+        differentiable=True,
+        checks_values=False,
+    ),
 }
 
 every_assigner = pytest.mark.parametrize("assigner", ASSIGNERS.values(), ids=ASSIGNERS.keys())

@@ -49,7 +49,7 @@ def measure(prepare: Callable[[], Callable[[], object]], steps: int, threads: in
 def compare(
     module: str, contenders: Iterable[str], rounds: int, threads: int
 ) -> dict[str, Measurement]:
-    """Runs ``python -m module --contender NAME`` in turn, ``rounds`` times; medians by contender."""
+    """Runs ``python -m module --contender NAME`` in turn, ``rounds`` times; medians."""
     results: dict[str, list[Measurement]] = {name: [] for name in contenders}
     turns = [name for _ in range(rounds) for name in results]
     for name in track(turns, description="measuring", console=Console(stderr=True)):
