@@ -52,7 +52,8 @@ def row_normalized_adjacency(edge_index: Tensor, n_nodes: int) -> Tensor:
     links = sp.coo_array((np.ones(len(source)), (source, target)), shape=(n_nodes, n_nodes)).tocsr()
     with_self_loops = ((links + links.T + sp.eye_array(n_nodes)) > 0).astype(np.float64)
     degree = np.asarray(with_self_loops.sum(axis=1)).ravel()
-    return _to_torch(sp.diags_array(1 / degree) @ with_self_loops, edge_index.device)
+    normalized = sp.diags_array(1 / degree) @ with_self_loops
+    return _to_torch(normalized, torch.float32, edge_index.device)
 
 
 def adjacency_power(adjacency: Tensor, order: int) -> Tensor:
@@ -67,7 +68,8 @@ def adjacency_power(adjacency: Tensor, order: int) -> Tensor:
         >>> adjacency_power(path, 2).to_dense()[0]
         tensor([0.4167, 0.4167, 0.1667])
     """
-    return _to_torch(list(_powers(adjacency, order))[-1], adjacency.device)
+    *_, power = _powers(adjacency, order)
+    return _to_torch(power, adjacency.dtype, adjacency.device)
 
 
 def cumulative_power(adjacency: Tensor, order: int) -> Tensor:
@@ -88,12 +90,12 @@ def cumulative_power(adjacency: Tensor, order: int) -> Tensor:
     total, *higher = _powers(adjacency, order)
     for power in higher:
         total = total + power
-    return _to_torch(total, adjacency.device)
+    return _to_torch(total, adjacency.dtype, adjacency.device)
 
 
 def sparse_transpose(matrix: Tensor) -> Tensor:
     """The transpose of a sparse CSR matrix, again in CSR (torch's own ``.t()`` gives CSC)."""
-    return _to_torch(_to_scipy(matrix).T, matrix.device).to(matrix.dtype)
+    return _to_torch(_to_scipy(matrix).T, matrix.dtype, matrix.device)
 
 
 def _powers(adjacency: Tensor, order: int) -> Iterator[sp.csr_array]:
@@ -115,13 +117,13 @@ def _to_scipy(matrix: Tensor) -> sp.csr_array:
     return sp.csr_array(tuple(part.cpu().numpy() for part in parts), shape=(rows, columns))
 
 
-def _to_torch(matrix: Any, device: torch.device) -> Tensor:
+def _to_torch(matrix: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     csr = matrix.tocsr()
     csr.sort_indices()
     return csr_tensor(
         torch.from_numpy(csr.indptr).long(),
         torch.from_numpy(csr.indices).long(),
-        torch.from_numpy(csr.data).float(),
+        torch.from_numpy(csr.data).to(dtype),
         csr.shape,
     ).to(device)
 

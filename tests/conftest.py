@@ -5,8 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from common.data import data_root
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test draws the same numbers, in whatever order and company it runs."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture

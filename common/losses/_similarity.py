@@ -1,12 +1,10 @@
 """Sums of exponentiated cosine similarities without the n x n matrix, gradient included.
 
-Throughout, :math:`e_{ij} = \\exp(\\tau s_{ij} - |\\tau|)` with :math:`s_{ij} = \\hat z_i \\cdot
-\\hat z_j` and :math:`s_{ii} = 0`. The shift by :math:`|\\tau|` keeps every term in (0, 1]; who
-needs the plain sums adds it back in log space. Both functions save O(n d) and recompute the
-similarities in the backward pass.
+Throughout, :math:`e_{ij} = \\exp(\\tau s_{ij})`, :math:`s_{ij} = \\hat z_i \\cdot \\hat z_j` and
+:math:`s_{ii} = 0`. Since :math:`|s| \\le 1`, no sum leaves the range of float32 while
+:math:`|\\tau|` is at most ``LARGEST_INVERSE_TEMPERATURE``. Both functions save O(n d) and recompute
+the similarities in the backward pass.
 """
-
-import math
 
 import torch
 from torch import Tensor
@@ -19,16 +17,18 @@ from common.adjacency import csr_tensor
 # makes the blocked form faster than the dense one as well as smaller.
 BLOCK_ENTRIES = 1 << 19
 
+LARGEST_INVERSE_TEMPERATURE = 60.0
+
 
 def unit_rows(x: Tensor) -> Tensor:
     """Rows of ``(n, d)`` scaled to unit length, in at least float32; a zero row stays zero.
 
-    Exact for any finite scale: the largest entry is divided out before squaring.
+    Exact for any scale of normal numbers: the largest entry is divided out before squaring.
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     largest = x.detach().abs().amax(dim=1, keepdim=True)
     is_zero = largest == 0
-    scaled = x / largest.masked_fill(is_zero, 1)
+    scaled = (x / largest.masked_fill(is_zero, 1)).masked_fill(is_zero, 0)
     return scaled / scaled.square().sum(dim=1, keepdim=True).masked_fill(is_zero, 1).sqrt()
 
 
@@ -108,8 +108,8 @@ def _row_blocks(n: int, block_entries: int):
 
 def _exponentials(unit: Tensor, start: int, stop: int, tau: float) -> Tensor:
     """``e`` for the rows ``start:stop`` and the columns from ``start`` on."""
-    block = torch.mm(unit[start:stop] * tau, unit[start:].T).sub_(abs(tau)).exp_()
-    block[:, : stop - start].fill_diagonal_(math.exp(-abs(tau)))
+    block = torch.mm(unit[start:stop] * tau, unit[start:].T).exp_()
+    block[:, : stop - start].fill_diagonal_(1)
     return block
 
 
@@ -119,4 +119,4 @@ def _sparse_exponentials(unit: Tensor, pattern: Tensor, tau: float) -> Tensor:
     zeros = csr_tensor(crow, col, torch.zeros_like(pattern.values()), pattern.shape)
     similarity = torch.sparse.sampled_addmm(zeros, unit, unit.T, beta=0, alpha=tau).values()
     row = torch.repeat_interleave(crow.diff())
-    return torch.where(row == col, 0, similarity).sub_(abs(tau)).exp_()
+    return torch.where(row == col, 0, similarity).exp_()

@@ -1,11 +1,10 @@
 """Contrast of neighbours whose negatives are whole clusters: no quadratic term in the nodes."""
 
-import math
-
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.errors import ArgumentError
+from common.errors import ArgumentError, require
 from common.losses._similarity import unit_rows
 from common.losses.neighbor_contrast import FixedWeights, check_contrast, positive_sums
 
@@ -37,7 +36,7 @@ def block_contrast(
         weights: :math:`\Gamma`, ``(n, n)`` non-negative, sparse CSR (a dense one is converted).
         assignment: ``(n,)`` int64 cluster of each node, in ``[0, n_clusters)``.
         n_clusters: *k*.
-        inverse_temperature: :math:`\tau`, which multiplies the similarity.
+        inverse_temperature: :math:`\tau`, which multiplies the similarity; at most 60 in magnitude.
         transposed: ``sparse_transpose(weights)``, to save its computation at every call.
         epsilon: keeps the logarithms finite.
 
@@ -66,11 +65,9 @@ def block_contrast(
         unit = unit_rows(z)
         positive = positive_sums(unit, weights, inverse_temperature, transposed)  # (n,)
         meta = unit_rows(_cluster_sums(z, assignment, n_clusters)[sizes > 0])  # (k, d)
-        shifted = inverse_temperature * (meta @ meta.T) - abs(inverse_temperature)  # (k, k)
-        itself = torch.eye(len(meta), dtype=torch.bool, device=z.device)
-        negative = shifted.masked_fill(itself, -abs(inverse_temperature)).exp().sum(dim=1)  # (k,)
-        floor = epsilon * math.exp(-abs(inverse_temperature))
-        return (negative + floor).log().mean() - (positive + floor).log().mean()
+        similarity = (meta @ meta.T).fill_diagonal_(0)  # (k, k)
+        negative = (inverse_temperature * similarity).exp().sum(dim=1)  # (k,)
+        return (negative + epsilon).log().mean() - (positive + epsilon).log().mean()
 
 
 class BlockContrast(nn.Module):
@@ -101,12 +98,12 @@ class BlockContrast(nn.Module):
 
 
 def _cluster_sizes(assignment: Tensor, n_clusters: int) -> Tensor:
-    sizes = torch.bincount(assignment, minlength=n_clusters)
-    if len(sizes) > n_clusters:
-        raise ArgumentError(
-            f"assignment must be below n_clusters = {n_clusters}, got {len(sizes) - 1}"
-        )
-    return sizes
+    expected = f"int64 in [0, n_clusters) = [0, {n_clusters})"
+    require(assignment.dtype == torch.int64, "assignment", assignment.dtype, expected)
+    lowest, highest = assignment.aminmax()
+    require(int(lowest) >= 0, "assignment", int(lowest), expected)
+    require(int(highest) < n_clusters, "assignment", int(highest), expected)
+    return torch.bincount(assignment, minlength=n_clusters)
 
 
 def _cluster_sums(z: Tensor, assignment: Tensor, n_clusters: int) -> Tensor:
@@ -114,5 +111,5 @@ def _cluster_sums(z: Tensor, assignment: Tensor, n_clusters: int) -> Tensor:
     overflows; the cosine between sums does not see the unit."""
     z = z.to(torch.promote_types(z.dtype, torch.float32))
     largest = z.detach().abs().amax()
-    z = z / largest.where(largest > 0, 1)
-    return z.new_zeros(n_clusters, z.shape[1]).index_add(0, assignment, z)
+    members = F.one_hot(assignment, n_clusters).to(z.dtype)  # (n, k)
+    return members.T @ (z / largest.where(largest > 0, 1))

@@ -1,14 +1,13 @@
 """Contrast of every node with its weighted neighbourhood, against all other nodes."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from common.adjacency import csr_tensor, cumulative_power, quiet_sparse, sparse_transpose
-from common.errors import ArgumentError
+from common.errors import ArgumentError, require
 from common.losses._similarity import (
     BLOCK_ENTRIES,
+    LARGEST_INVERSE_TEMPERATURE,
     ExponentialSums,
     WeightedExponentialSums,
     unit_rows,
@@ -39,8 +38,7 @@ def neighbor_contrast(
         z: ``(n, d)`` embeddings of all nodes, any scale.
         weights: :math:`\Gamma`, ``(n, n)`` non-negative, sparse CSR (a dense one is converted).
             The r-th power of the normalised adjacency gives the loss of SCGC.
-        inverse_temperature: :math:`\tau`, which multiplies the similarity. Beyond about 80 the
-            smallest terms underflow and :math:`\epsilon` takes over.
+        inverse_temperature: :math:`\tau`, which multiplies the similarity; at most 60 in magnitude.
         transposed: ``sparse_transpose(weights)``, to save its computation at every call.
         epsilon: keeps the logarithm finite for a node without positives.
         block_entries: entries of the similarity matrix that exist at once; any value gives the
@@ -50,7 +48,7 @@ def neighbor_contrast(
         Scalar, float32 (float64 for float64 input).
 
     Raises:
-        ArgumentError: a shape does not fit, or ``inverse_temperature`` is not finite.
+        ArgumentError: a shape does not fit, or ``inverse_temperature`` is out of range.
 
     Distributed: no collective; every rank evaluates the nodes it is given as one whole graph.
 
@@ -162,7 +160,7 @@ class NeighborContrast(nn.Module):
 def positive_sums(
     unit: Tensor, weights: Tensor, inverse_temperature: float, transposed: Tensor | None
 ) -> Tensor:
-    r""":math:`\sum_j \Gamma_{ij} e^{\tau s_{ij} - |\tau|}` for unit rows, ``(n,)``."""
+    r""":math:`\sum_j \Gamma_{ij} e^{\tau s_{ij}}` for unit rows, ``(n,)``."""
     weights = as_csr(weights).to(unit.dtype)
     transposed = sparse_transpose(weights) if transposed is None else transposed.to(unit.dtype)
     return WeightedExponentialSums.apply(unit, weights, transposed, float(inverse_temperature))
@@ -183,5 +181,9 @@ def check_contrast(z: Tensor, weights: Tensor, inverse_temperature: float) -> No
             f"weights must be (n, n) = ({len(z)}, {len(z)}) for z of {len(z)} rows, "
             f"got {tuple(weights.shape)}"
         )
-    if not math.isfinite(inverse_temperature):
-        raise ArgumentError(f"inverse_temperature must be finite, got {inverse_temperature}")
+    require(
+        abs(inverse_temperature) <= LARGEST_INVERSE_TEMPERATURE,
+        "inverse_temperature",
+        inverse_temperature,
+        f"at most {LARGEST_INVERSE_TEMPERATURE:g} in magnitude",
+    )

@@ -2,5 +2,6 @@
 
 from common.training.checkpoint import load_checkpoint
 from common.training.method import Method
+from common.training.optimizers import adam
 
-__all__ = ["Method", "load_checkpoint"]
+__all__ = ["Method", "adam", "load_checkpoint"]

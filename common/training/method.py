@@ -25,10 +25,14 @@ class Method(LightningModule):
     def encode(self, batch: Any) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define encode(batch) -> (n, d)")
 
-    def before_fit(self, datamodule: LightningDataModule) -> None:
+    def before_fit(self, datamodule: LightningDataModule, **trainer_options: Any) -> None:
         """Stages that come before ``Trainer.fit``, such as pre-training; none by default.
 
         The command line and the benchmarks call it before a run that does not resume.
+
+        Args:
+            datamodule: what ``fit`` will train on.
+            trainer_options: of the Trainers of these stages, such as ``accelerator``.
         """
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

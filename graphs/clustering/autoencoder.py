@@ -4,21 +4,14 @@ A plain MLP pair, d-500-500-2000-10 and back, trained end to end to reproduce th
 the graph is not seen. No noise, no layer-wise stage, no labels.
 """
 
-from collections.abc import Iterable
-
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor, nn
+from torch import Tensor
 from torch_geometric.data import Data
 
-from common.training import Method
+from common.training import Method, adam
 from graphs.encoders import mlp
-
-
-def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Adam with learning rate 1e-3, no weight decay, as SDCN and the methods after it train."""
-    return torch.optim.Adam(parameters, lr=1e-3, fused=True)
 
 
 class Autoencoder(Method):

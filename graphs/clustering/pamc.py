@@ -9,30 +9,26 @@ edges alone. In the clustering model of SCGC* this replaces the quadratic loss:
     \qquad \Gamma = A + \dots + A^r
 """
 
-from lightning.pytorch.cli import OptimizerCallable
+from typing import Any
+
 from torch import Tensor
 from torch_geometric.data import Data
 
 from common.adjacency import cumulative_power
-from common.errors import require
 from common.losses import BlockContrast, self_training_loss, student_t_log_assignment
-from graphs.clustering.autoencoder import adam
 from graphs.clustering.self_training import SelfTrainedClustering
 
 
 class PamC(SelfTrainedClustering):
-    r"""Clusters the nodes of an attributed graph at a cost linear in its edges.
+    """Clusters the nodes of an attributed graph at a cost linear in its edges.
 
     Args:
         in_dim: width of the node attributes.
         n_clusters: *k*.
-        alpha: weight of the contrast.
-        beta: weight of self-training.
-        order: *r*, hops of the neighbourhood.
-        inverse_temperature: :math:`\tau` of the paper, which multiplies the similarity.
 
-    The other arguments, batches and the order of training are those of
-    :class:`~graphs.clustering.self_training.SelfTrainedClustering`.
+    The other arguments, the batches and the order of training are those of
+    :class:`~graphs.clustering.self_training.SelfTrainedClustering`; the defaults of the loss are
+    those of the official code for USPS.
     """
 
     def __init__(
@@ -41,31 +37,11 @@ class PamC(SelfTrainedClustering):
         n_clusters: int,
         alpha: float = 2.0,
         beta: float = 2.0,
-        order: int = 2,
-        inverse_temperature: float = 1.0,
-        hidden_dims: tuple[int, ...] = (500, 500, 2000),
-        embedding_dim: int = 10,
-        autoencoder: str | None = None,
-        pretraining_epochs: int = 30,
-        pretraining_batch_size: int = 256,
-        kmeans_restarts: int = 20,
-        optimizer: OptimizerCallable = adam,
+        order: int = 4,
+        inverse_temperature: float = 0.5,
+        **kwargs: Any,
     ):
-        super().__init__(
-            in_dim,
-            n_clusters,
-            hidden_dims,
-            embedding_dim,
-            autoencoder,
-            pretraining_epochs,
-            pretraining_batch_size,
-            kmeans_restarts,
-            optimizer,
-        )
-        require(alpha >= 0, "alpha", alpha, "at least 0")
-        require(beta >= 0, "beta", beta, "at least 0")
-        require(order >= 1, "order", order, "at least 1")
-        self.save_hyperparameters(ignore="optimizer")
+        super().__init__(in_dim, n_clusters, alpha, beta, order, inverse_temperature, **kwargs)
 
     def make_contrast(self, adjacency: Tensor) -> BlockContrast:
         weights = cumulative_power(adjacency, self.hparams.order)

@@ -11,34 +11,30 @@ SCGC has :math:`\Gamma = A^r` and keeps the autoencoder's reconstruction loss; S
 :math:`\Gamma = A + \dots + A^r` (influence augmented contrast) and no decoder.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
-from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from common.adjacency import adjacency_power, cumulative_power
 from common.errors import require
 from common.losses import NeighborContrast, self_training_loss, student_t_log_assignment
-from graphs.clustering.autoencoder import Autoencoder, adam, reconstruction_loss
+from graphs.clustering.autoencoder import Autoencoder, reconstruction_loss
 from graphs.clustering.self_training import SelfTrainedClustering
 from graphs.encoders import mlp
 
 
 class SCGC(SelfTrainedClustering):
-    r"""Clusters the nodes of an attributed graph.
+    """Clusters the nodes of an attributed graph.
 
     Args:
         in_dim: width of the node attributes.
         n_clusters: *k*.
         variant: ``"scgc"`` or ``"scgc*"``.
-        alpha: weight of the contrast; 0 leaves plain self-training (DEC).
-        beta: weight of self-training.
-        order: *r*, hops of the neighbourhood.
-        inverse_temperature: :math:`\tau` of the paper, which multiplies the similarity.
 
-    The other arguments, batches and the order of training are those of
-    :class:`~graphs.clustering.self_training.SelfTrainedClustering`.
+    The other arguments, the batches and the order of training are those of
+    :class:`~graphs.clustering.self_training.SelfTrainedClustering`; the defaults of the loss are
+    those of the official code.
     """
 
     def __init__(
@@ -50,30 +46,10 @@ class SCGC(SelfTrainedClustering):
         beta: float = 0.1,
         order: int = 2,
         inverse_temperature: float = 1.0,
-        hidden_dims: tuple[int, ...] = (500, 500, 2000),
-        embedding_dim: int = 10,
-        autoencoder: str | None = None,
-        pretraining_epochs: int = 30,
-        pretraining_batch_size: int = 256,
-        kmeans_restarts: int = 20,
-        optimizer: OptimizerCallable = adam,
+        **kwargs: Any,
     ):
-        super().__init__(
-            in_dim,
-            n_clusters,
-            hidden_dims,
-            embedding_dim,
-            autoencoder,
-            pretraining_epochs,
-            pretraining_batch_size,
-            kmeans_restarts,
-            optimizer,
-        )
         require(variant in ("scgc", "scgc*"), "variant", variant, "'scgc' or 'scgc*'")
-        require(alpha >= 0, "alpha", alpha, "at least 0")
-        require(beta >= 0, "beta", beta, "at least 0")
-        require(order >= 1, "order", order, "at least 1")
-        self.save_hyperparameters(ignore="optimizer")
+        super().__init__(in_dim, n_clusters, alpha, beta, order, inverse_temperature, **kwargs)
         self.decoder: nn.Module | None = None
         if variant == "scgc":
             self.decoder = mlp(*reversed(self.dims))

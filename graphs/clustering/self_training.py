@@ -8,6 +8,7 @@ attributes alone. Training, as in the official code of both papers:
 3. every epoch is one step on the whole graph; the target of self-training is refreshed in each.
 """
 
+from math import inf
 from typing import Any
 
 import torch
@@ -20,18 +21,22 @@ from common.adjacency import row_normalized_adjacency
 from common.errors import ArgumentError, require
 from common.kmeans import KMeans
 from common.losses import student_t_log_assignment
-from common.training import Method, load_checkpoint
+from common.training import Method, adam, load_checkpoint
 from graphs.clustering.autoencoder import Autoencoder
 from graphs.data import AttributedGraph
 from graphs.encoders import mlp
 
 
 class SelfTrainedClustering(Method):
-    """Encoder, centroids and their initialisation; a subclass adds ``contrast`` and the loss.
+    r"""Encoder, centroids and their initialisation; a subclass adds the contrast and the loss.
 
     Args:
         in_dim: width of the node attributes.
         n_clusters: *k*.
+        alpha: weight of the contrast; 0 leaves plain self-training (DEC).
+        beta: weight of self-training.
+        order: *r*, hops of the neighbourhood.
+        inverse_temperature: :math:`\tau` of the papers, which multiplies the similarity.
         hidden_dims: widths of the encoder's hidden layers.
         embedding_dim: width *d* of the embedding.
         autoencoder: checkpoint of an :class:`Autoencoder` to start from; without one,
@@ -42,7 +47,7 @@ class SelfTrainedClustering(Method):
         optimizer: from the parameters to an optimiser.
 
     Batches are whole graphs: ``x (n, in_dim)`` dense or sparse, ``edge_index (2, e)``, the same
-    one at every step.
+    one at every step of a fit. In a distributed job every rank trains on the whole graph.
     """
 
     initialized: Tensor
@@ -51,33 +56,42 @@ class SelfTrainedClustering(Method):
         self,
         in_dim: int,
         n_clusters: int,
-        hidden_dims: tuple[int, ...],
-        embedding_dim: int,
-        autoencoder: str | None,
-        pretraining_epochs: int,
-        pretraining_batch_size: int,
-        kmeans_restarts: int,
-        optimizer: OptimizerCallable,
+        alpha: float,
+        beta: float,
+        order: int,
+        inverse_temperature: float,
+        hidden_dims: tuple[int, ...] = (500, 500, 2000),
+        embedding_dim: int = 10,
+        autoencoder: str | None = None,
+        pretraining_epochs: int = 30,
+        pretraining_batch_size: int = 256,
+        kmeans_restarts: int = 20,
+        optimizer: OptimizerCallable = adam,
     ):
         super().__init__()
-        require(in_dim >= 1, "in_dim", in_dim, "at least 1")
-        require(n_clusters >= 2, "n_clusters", n_clusters, "at least 2")
-        require(embedding_dim >= 1, "embedding_dim", embedding_dim, "at least 1")
-        require(pretraining_epochs >= 0, "pretraining_epochs", pretraining_epochs, "at least 0")
-        require(
-            pretraining_batch_size >= 1,
-            "pretraining_batch_size",
-            pretraining_batch_size,
-            "at least 1",
-        )
-        require(kmeans_restarts >= 1, "kmeans_restarts", kmeans_restarts, "at least 1")
+        self.save_hyperparameters(ignore="optimizer")
+        self._check_hyper_parameters()
         self.dims = (in_dim, *hidden_dims, embedding_dim)
         self.encoder = mlp(*self.dims)
         self.centroids = nn.Parameter(torch.zeros(n_clusters, embedding_dim))  # (k, d)
         self.register_buffer("initialized", torch.tensor(False))
-        self.contrast: Any = None  # the objective over the graph, once a graph was seen
+        self.contrast: Any = None  # the objective over the graph of the current fit
         self.pretrained = pretraining_epochs == 0
         self.make_optimizer = optimizer
+
+    def _check_hyper_parameters(self) -> None:
+        for name, lowest in {
+            "in_dim": 1,
+            "n_clusters": 2,
+            "order": 1,
+            "embedding_dim": 1,
+            "pretraining_epochs": 0,
+            "pretraining_batch_size": 1,
+            "kmeans_restarts": 1,
+        }.items():
+            require(self.hparams[name] >= lowest, name, self.hparams[name], f"at least {lowest}")
+        for name in ("alpha", "beta"):
+            require(0 <= self.hparams[name] < inf, name, self.hparams[name], "at least 0, finite")
 
     def encode(self, graph: Data) -> Tensor:
         """Attributes of all nodes to ``(n, d)`` embeddings."""
@@ -96,40 +110,42 @@ class SelfTrainedClustering(Method):
         raise NotImplementedError(f"{type(self).__name__} must define make_contrast(adjacency)")
 
     def start_from(self, autoencoder: Autoencoder) -> None:
-        """Copies the pre-trained weights."""
+        """Copies the pre-trained weights; the next fit places the centroids anew."""
         self.encoder.load_state_dict(autoencoder.encoder.state_dict())
         self.pretrained = True
+        self.initialized.fill_(False)
 
-    def before_fit(self, datamodule: AttributedGraph) -> None:  # type: ignore[override]
+    def before_fit(self, datamodule: AttributedGraph, **trainer_options: Any) -> None:  # type: ignore[override]
         """Loads the autoencoder's checkpoint, or pre-trains one on the nodes of ``datamodule``."""
         in_dim, *hidden_dims, embedding_dim = self.dims
-        blank = Autoencoder(in_dim, tuple(hidden_dims), embedding_dim)
+        autoencoder = Autoencoder(in_dim, tuple(hidden_dims), embedding_dim)
         if self.hparams.autoencoder is not None:
             state = load_checkpoint(self.hparams.autoencoder)["state_dict"]
             shapes = {name: tuple(value.shape) for name, value in state.items()}
-            expected = {name: tuple(value.shape) for name, value in blank.state_dict().items()}
+            expected = {name: tuple(v.shape) for name, v in autoencoder.state_dict().items()}
             if shapes != expected:
                 raise ArgumentError(
                     "autoencoder must be the checkpoint of an Autoencoder with layers "
                     f"{self.dims}, got {self.hparams.autoencoder} with {shapes or 'no weights'}"
                 )
-            blank.load_state_dict(state)
+            autoencoder.load_state_dict(state)
         elif self.hparams.pretraining_epochs:
             datamodule.setup("fit")
-            Trainer(
+            quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+            trainer = Trainer(
                 max_epochs=self.hparams.pretraining_epochs,
-                logger=False,
-                enable_checkpointing=False,
-                enable_model_summary=False,
                 limit_val_batches=0,
-            ).fit(
-                blank,
-                datamodule.node_batches(self.hparams.pretraining_batch_size),
-                datamodule.val_dataloader(),
+                **{**quiet, **trainer_options},
             )
+            batches = datamodule.node_batches(self.hparams.pretraining_batch_size)
+            trainer.fit(autoencoder, batches, datamodule.val_dataloader())
         else:
             return
-        self.start_from(blank)
+        self.start_from(autoencoder)
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self.contrast = None
 
     def on_train_batch_start(self, graph: Data, batch_idx: int) -> None:
         if self.contrast is None:
@@ -154,6 +170,8 @@ class SelfTrainedClustering(Method):
             )
         kmeans = KMeans(len(self.centroids), n_init=self.hparams.kmeans_restarts)
         self.centroids.copy_(kmeans.fit(self.encode(graph)).centroids)
+        if torch.distributed.is_initialized():  # ranks may have drawn different restarts
+            torch.distributed.broadcast(self.centroids, src=0)
         self.initialized.fill_(True)
 
     def validation_step(self, graph: Data, batch_idx: int) -> dict[str, Tensor]:

@@ -136,20 +136,32 @@ class TestNeighborContrast:
             lambda z: neighbor_contrast(z, weights, block_entries=20), (z,)
         )
 
+    @pytest.mark.parametrize("tau", [60.0, -60.0])
+    def test_sharpest_temperature_in_float32(self, graph, tau):
+        adjacency, z = graph
+        unit = torch.nn.functional.normalize(z, dim=1)
+        e = (tau * (unit @ unit.T).fill_diagonal_(0)).exp()
+        dense = -((adjacency.to_dense() * e).sum(1) / e.sum(1) + 1e-8).log().mean()
+        z = z.float().requires_grad_()
+        ours = neighbor_contrast(z, adjacency, inverse_temperature=tau)
+        assert ours.item() == pytest.approx(dense.item(), rel=1e-4)
+        (grad,) = torch.autograd.grad(ours, z)
+        assert grad.isfinite().all()
+
+    def test_zero_row_has_gradient_zero(self, graph):
+        adjacency, z = graph
+        z = z.clone()
+        z[5] = 0
+        z.requires_grad_()
+        (grad,) = torch.autograd.grad(neighbor_contrast(z, adjacency), z)
+        assert grad[5].tolist() == [0] * 5
+        assert grad[:5].abs().sum() > 0
+
     def test_dense_weights_and_module_agree(self, graph):
         adjacency, z = graph
         value = neighbor_contrast(z, adjacency)
         torch.testing.assert_close(neighbor_contrast(z, adjacency.to_dense()), value)
         torch.testing.assert_close(NeighborContrast(adjacency)(z), value)
-
-    def test_memory_holds_no_square_array(self):  # PamC card, check 8, asked of both losses
-        n = 4000
-        edges = torch.randint(n, (2, 5 * n))
-        adjacency = row_normalized_adjacency(edges, n)
-        for objective in (NeighborContrast(adjacency), BlockContrast(adjacency, 10)):
-            extra = (torch.randint(10, (n,)),) if isinstance(objective, BlockContrast) else ()
-            largest = largest_tensor(lambda f=objective, e=extra: f(leaf(n), *e).backward())
-            assert largest < n * n / 8
 
 
 class TestBlockContrast:
@@ -252,6 +264,15 @@ class TestBlockContrast:
         )
 
 
+def test_memory_holds_no_square_array():  # PamC card, check 8, asked of both losses
+    n = 4000
+    adjacency = row_normalized_adjacency(torch.randint(n, (2, 5 * n)), n)
+    for objective in (NeighborContrast(adjacency), BlockContrast(adjacency, 10)):
+        extra = (torch.randint(10, (n,)),) if isinstance(objective, BlockContrast) else ()
+        largest = largest_tensor(lambda f=objective, e=extra: f(leaf(n), *e).backward())
+        assert largest < n * n / 8
+
+
 class TestSelfTraining:
     def test_student_t_by_hand(self):  # SCGC card, check 5
         z = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
@@ -317,10 +338,15 @@ class TestSelfTraining:
         (lambda: neighbor_contrast(Z3[:2], PATH), r"weights must be \(n, n\) = \(2, 2\)"),
         (
             lambda: neighbor_contrast(Z3, PATH, inverse_temperature=float("nan")),
-            "inverse_temperature must be finite",
+            "inverse_temperature must be at most 60",
         ),
         (lambda: block_contrast(Z3, PATH, torch.tensor([0, 1]), 2), r"assignment must be \(3,\)"),
-        (lambda: block_contrast(Z3, PATH, torch.tensor([0, 1, 2]), 2), "below n_clusters = 2"),
+        (
+            lambda: block_contrast(Z3, PATH, torch.tensor([0, 1, 2]), 2),
+            r"assignment must be int64 in \[0, n_clusters\)",
+        ),
+        (lambda: block_contrast(Z3, PATH, torch.tensor([0, 1, -1]), 2), "got -1"),
+        (lambda: block_contrast(Z3, PATH, torch.zeros(3), 2), r"got torch\.float32"),
         (lambda: student_t_log_assignment(Z3, torch.zeros(2, 3)), "z and centroids"),
     ],
 )

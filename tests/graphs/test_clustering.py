@@ -4,37 +4,18 @@ import copy
 
 import pytest
 import torch
-from lightning import Trainer, seed_everything
+from lightning import seed_everything
 from torch_geometric.data import Data
 
 from common.errors import ArgumentError, DataError
+from common.kmeans import KMeans
 from common.losses import block_contrast, neighbor_contrast
 from common.metrics import cluster_accuracy
 from common.training import load_checkpoint
 from graphs import SCGC, AttributedGraph, Autoencoder, PamC
+from tests.graphs.blobs import IN_DIM, METHODS, SMALL, K, N, blobs, trainer
 
-N, IN_DIM, K = 90, 12, 3
-SMALL = {"hidden_dims": (16, 16), "embedding_dim": 4, "kmeans_restarts": 2}
-METHODS = {
-    "scgc": lambda **kwargs: SCGC(IN_DIM, K, variant="scgc", **SMALL, **kwargs),
-    "scgc*": lambda **kwargs: SCGC(IN_DIM, K, variant="scgc*", **SMALL, **kwargs),
-    "pamc": lambda **kwargs: PamC(IN_DIM, K, **SMALL, **kwargs),
-}
 every_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS.keys())
-
-
-def blobs(sparse: bool = False) -> AttributedGraph:
-    generator = torch.Generator().manual_seed(0)
-    y = torch.arange(N) % K
-    x = torch.eye(K).repeat_interleave(IN_DIM // K, dim=1)[y]
-    x = (x + 0.15 * torch.randn(N, IN_DIM, generator=generator)).relu()
-    return AttributedGraph.from_arrays(x, y=y, n_neighbors=3, sparse=sparse)
-
-
-def trainer(max_epochs: int, **kwargs) -> Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    kwargs = {"enable_checkpointing": False, **kwargs}
-    return Trainer(max_epochs=max_epochs, accelerator="cpu", **quiet, **kwargs)
 
 
 def fitted(make, data=None, epochs=5, **kwargs):
@@ -74,6 +55,35 @@ def test_training_lowers_the_loss_and_finds_the_blobs(make):
     trainer(40).fit(model, data)
     assert losses[-1] < losses[0]
     assert cluster_accuracy(model.assign(data.graph).argmax(dim=1), data.graph.y) > 0.95
+
+
+@every_method
+def test_pre_trained_start_and_centroids(make):
+    seed_everything(0)
+    data = blobs()
+    data.setup()
+    autoencoder = Autoencoder(IN_DIM, (16, 16), 4)
+    model = make(kmeans_restarts=20)
+    model.start_from(autoencoder)
+    assert torch.equal(model.encode(data.graph), autoencoder.encode(data.graph))
+    if getattr(model, "decoder", None) is not None:
+        z = torch.randn(5, 4)
+        assert torch.equal(model.decoder(z), autoencoder.decoder(z))
+    torch.manual_seed(7)
+    model.on_train_batch_start(data.graph, 0)
+    torch.manual_seed(7)
+    kmeans = KMeans(K, n_init=20).fit(model.encode(data.graph).detach())
+    torch.testing.assert_close(model.centroids.detach(), kmeans.centroids)
+
+
+@every_method
+def test_a_second_start_places_the_centroids_anew(make):
+    model, data = fitted(make)
+    model.before_fit(data, accelerator="cpu", enable_progress_bar=False)
+    assert not model.initialized
+    other = AttributedGraph.from_arrays(data.graph.x, edge_index=[[0], [1]], n_clusters=K)
+    trainer(1).fit(model, other)
+    assert int(model.contrast.weights.crow[-1]) == N + 2  # the weights of the new graph
 
 
 @every_method
@@ -182,30 +192,6 @@ def test_sparse_and_dense_attributes_agree(make):
     torch.testing.assert_close(sparse.centroids, dense.centroids, atol=1e-4, rtol=1e-4)
 
 
-@every_method
-def test_same_seed_same_weights(make):
-    first, _ = fitted(make)
-    second, _ = fitted(make)
-    for name, value in first.state_dict().items():
-        assert torch.equal(value, second.state_dict()[name]), name
-
-
-@every_method
-def test_resume_gives_the_same_numbers(make, tmp_path):
-    straight, data = fitted(make, epochs=6)
-    seed_everything(0)
-    model = make(pretraining_epochs=2)
-    model.before_fit(data)
-    stopped = trainer(3)
-    stopped.fit(model, data)
-    stopped.save_checkpoint(tmp_path / "half.ckpt")
-    seed_everything(99)
-    resumed = make(pretraining_epochs=2)
-    trainer(6).fit(resumed, data, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
-    for name, value in straight.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
-
-
 def test_autoencoder_resumes_with_the_same_batches(tmp_path):
     data = AttributedGraph.from_arrays(torch.rand(50, IN_DIM), n_clusters=2, batch_size=16)
 
@@ -266,11 +252,11 @@ def test_an_isolated_node_and_an_empty_cluster_are_trained_through(make):
     ("make", "message"),
     [
         (lambda: SCGC(4, 3, variant="scgc2"), "variant must be 'scgc' or 'scgc\\*', got 'scgc2'"),
-        (lambda: SCGC(4, 3, alpha=-1.0), "alpha must be at least 0, got -1.0"),
+        (lambda: SCGC(4, 3, alpha=-1.0), "alpha must be at least 0, finite, got -1.0"),
         (lambda: SCGC(4, 1), "n_clusters must be at least 2, got 1"),
         (lambda: SCGC(0, 3), "in_dim must be at least 1, got 0"),
         (lambda: PamC(4, 3, order=0), "order must be at least 1, got 0"),
-        (lambda: PamC(4, 3, beta=float("nan")), "beta must be at least 0, got nan"),
+        (lambda: PamC(4, 3, beta=float("nan")), "beta must be at least 0, finite, got nan"),
         (lambda: PamC(4, 3, pretraining_epochs=-1), "pretraining_epochs must be at least 0"),
         (lambda: PamC(4, 3, kmeans_restarts=0), "kmeans_restarts must be at least 1"),
     ],
