@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
@@ -15,23 +14,23 @@ from torch import Tensor
 
 from benchmarks.harness.embedding import embed
 from benchmarks.harness.plan import Cell
+from benchmarks.harness.projection import save_projection
 from benchmarks.harness.provenance import commit, machine, versions
 from benchmarks.harness.recipes import Recipe, load_data
 from benchmarks.harness.store import (
     FORMAT,
     Record,
     checkpoint_path,
-    embedding_path,
     file_digest,
+    projection_path,
     replacing,
 )
 from common.evaluation import ClusteringScores, cluster_embeddings
 
 Report = Callable[[int, int], None]
-Arrays = dict[str, np.ndarray]
+Evaluated = tuple[Record, Tensor, Tensor]
 
 DECIMALS = 6
-PLOTTED_DIMS = 50
 
 
 class EpochReport(Callback):
@@ -45,15 +44,15 @@ class EpochReport(Callback):
 
 
 def compute(cell: Cell, folder: Path, command: str, report: Report) -> Record:
-    """The record of a cell; writes its checkpoint and embedding where they are to be kept."""
+    """The record of a cell; writes its checkpoint and projection where they are to be kept."""
     started = datetime.now(UTC)
     clock = time.perf_counter()
     seed_everything(cell.seed, workers=True)
     evaluate = cluster_features if cell.score == "features" else train
-    result, arrays = evaluate(cell, folder, report)
+    result, z, y = evaluate(cell, folder, report)
+    seconds = time.perf_counter() - clock
     if cell.keep_embedding:
-        with replacing(embedding_path(folder, cell.key)) as path, path.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+        save_projection(projection_path(folder, cell.key), z, y)
     return {
         "format": FORMAT,
         "key": cell.key,
@@ -73,22 +72,22 @@ def compute(cell: Cell, folder: Path, command: str, report: Report) -> Record:
         "versions": versions(),
         "machine": machine(torch.get_num_threads()),
         "started": started.isoformat(timespec="seconds"),
-        "seconds": round(time.perf_counter() - clock, 2),
+        "seconds": round(seconds, 2),
         "command": command,
     }
 
 
-def cluster_features(cell: Cell, folder: Path, report: Report) -> tuple[Record, Arrays]:
+def cluster_features(cell: Cell, folder: Path, report: Report) -> Evaluated:
     """k-means on the raw features; nothing is trained."""
     data = load_data(cell.settings)
     batches = list(data.predict_dataloader())
     x = torch.cat([batch.x.to_dense() for batch in batches])  # (n, d)
     y = torch.cat([batch.y for batch in batches])  # (n,)
     result = {"device": str(x.device), "epochs": 0}
-    return result | outcome([cluster(x, y, data.n_clusters, cell.seed)]), plotted(x, y)
+    return result | outcome([cluster(x, y, data.n_clusters, cell.seed)]), x, y
 
 
-def train(cell: Cell, folder: Path, report: Report) -> tuple[Record, Arrays]:
+def train(cell: Cell, folder: Path, report: Report) -> Evaluated:
     """Trains the method as ``clustrast fit`` does, scores it, keeps what others start from."""
     settings = deepcopy(dict(cell.settings))
     if cell.starts_from:
@@ -97,7 +96,7 @@ def train(cell: Cell, folder: Path, report: Report) -> tuple[Record, Arrays]:
     recipe.build(callbacks=[EpochReport(report)])
     model, data, trainer = recipe.model, recipe.datamodule, recipe.trainer
     scores = find_scores(trainer) if cell.score == "assign" else None
-    model.before_fit(data)
+    recipe.prepare()
     trainer.fit(model, data)
 
     result: Record = {"device": str(trainer.strategy.root_device), "epochs": trainer.current_epoch}
@@ -112,10 +111,10 @@ def train(cell: Cell, folder: Path, report: Report) -> tuple[Record, Arrays]:
         history = [*scores.history, scores.final]
     else:
         history = [cluster(z, y, data.n_clusters, cell.seed)]
-    return result | outcome(history), plotted(z, y)
+    return result | outcome(history), z, y
 
 
-def find_scores(trainer: Trainer) -> ClusteringScores:
+def find_scores(trainer: Any) -> ClusteringScores:
     """The callback of the recipe that scores the training, or a new one."""
     for callback in trainer.callbacks:
         if isinstance(callback, ClusteringScores):
@@ -161,15 +160,6 @@ def outcome(history: Sequence[Mapping[str, Any]]) -> Record:
         },
         "history": rounded,
     }
-
-
-def plotted(x: Tensor, y: Tensor) -> Arrays:
-    """What the 2-D plot needs: ``x (n, d)``, of a wide one its leading principal axes, and ``y``."""
-    if x.shape[1] > PLOTTED_DIMS:
-        centred = x - x.mean(dim=0)
-        _, _, axes = torch.svd_lowrank(centred, q=PLOTTED_DIMS, niter=4)
-        x = centred @ axes
-    return {"embedding": x.numpy(), "y": y.numpy()}
 
 
 def put(settings: dict[str, Any], key: str, value: Any) -> None:

@@ -1,12 +1,11 @@
 """Frozen embeddings of a data set: of a model in memory, or of a checkpoint."""
 
-import inspect
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning import LightningDataModule, LightningModule
+from lightning import LightningModule
 from lightning.fabric.utilities import move_data_to_device
 
 from benchmarks.harness.store import replacing
@@ -15,10 +14,11 @@ from common.errors import ArgumentError, DataError
 from common.training import load_checkpoint
 
 FORMATS = (".npz", ".parquet")
+UNUSED = ("autoencoder", "optimizer")  # of training only
 
 
 @torch.no_grad()
-def embed(model: LightningModule, data: LightningDataModule) -> dict[str, np.ndarray]:
+def embed(model: Any, data: Any) -> dict[str, np.ndarray]:
     """What a model makes of the data set behind ``predict_dataloader``.
 
     Returns:
@@ -54,7 +54,7 @@ def embed_checkpoint(checkpoint: Path, dataset: str, out: Path) -> dict[str, np.
     arrays = embed(model, data)
     with replacing(out) as temporary, temporary.open("wb") as file:
         if out.suffix == ".npz":
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
         else:
             import pandas as pd
 
@@ -71,10 +71,17 @@ def restore(checkpoint: Path) -> tuple[Method, LightningModule]:
     """
     saved = load_checkpoint(checkpoint)
     method = find_method(saved["class_path"], checkpoint)
-    accepted = set(inspect.signature(method.cls).parameters) - {"autoencoder", "optimizer"}
-    given = saved.get("hyper_parameters", {})
-    model = method.cls(**{name: value for name, value in given.items() if name in accepted})
-    model.load_state_dict(saved["state_dict"])
+    arguments = {
+        name: value
+        for name, value in saved.get("hyper_parameters", {}).items()
+        if not name.startswith("_") and name not in UNUSED
+    }
+    try:
+        model = method.cls(**arguments)
+        model.load_state_dict(saved["state_dict"])
+    except (TypeError, RuntimeError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{checkpoint} does not fit {method.class_path}: {reason}") from error
     return method, model
 
 

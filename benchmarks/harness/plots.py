@@ -15,10 +15,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from benchmarks.harness.render import embedding_plot
-from benchmarks.harness.store import embedding_path, replacing
+from benchmarks.harness.store import projection_path, replacing
 from benchmarks.harness.summary import Summary
 
-STYLE = {
+STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -31,7 +31,6 @@ STYLE = {
     "savefig.dpi": 150,
 }
 PALETTE = "tab10"
-SHOWN_POINTS = 1500
 CURVES = ("acc", "nmi")
 
 
@@ -41,9 +40,8 @@ def write_plots(summary: Summary, folder: Path) -> None:
         save(bars(summary), folder / "bars.png")
         save(curves(summary), folder / "curves.png")
         for dataset in summary.datasets:
-            shown = embeddings(summary, dataset, folder)
-            if shown:
-                save(projection(shown, dataset), folder / embedding_plot(dataset, summary))
+            if shown := projections(summary, dataset, folder):
+                save(scatter(shown, dataset), folder / embedding_plot(dataset, summary))
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -145,21 +143,19 @@ def draw_curve(
     axis.fill_between(range(epochs), mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
 
 
-def embeddings(
-    summary: Summary, dataset: str, folder: Path
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Embeddings and labels of the first seed by row, as far as they were kept."""
+def projections(summary: Summary, dataset: str, folder: Path) -> dict[str, dict[str, np.ndarray]]:
+    """The first seed's projections by row, as far as they were kept."""
     found = {}
     for cell in summary.cells:
-        path = embedding_path(folder, cell.key)
+        path = projection_path(folder, cell.key)
         if cell.dataset == dataset and cell.seed == 0 and path.is_file():
             with np.load(path) as arrays:
-                found[cell.row] = arrays["embedding"], arrays["y"]
+                found[cell.row] = dict(arrays)
     return {row: found[row] for row in summary.rows if row in found}
 
 
-def projection(shown: dict[str, tuple[np.ndarray, np.ndarray]], dataset: str) -> Figure:
-    """Each row's embedding in two dimensions by t-SNE, coloured by class."""
+def scatter(shown: dict[str, dict[str, np.ndarray]], dataset: str) -> Figure:
+    """Each row's embedding in two dimensions, coloured by class."""
     columns = min(3, len(shown))
     lines = -(-len(shown) // columns)
     figure, axes = plt.subplots(
@@ -167,25 +163,16 @@ def projection(shown: dict[str, tuple[np.ndarray, np.ndarray]], dataset: str) ->
     )
     for axis in axes.flat[len(shown) :]:
         axis.set_axis_off()
-    n = len(next(iter(shown.values()))[1])
-    chosen = np.random.default_rng(0).permutation(n)[:SHOWN_POINTS]
-    size = 4 if len(chosen) > 500 else 12
-    for axis, (row, (z, y)) in zip(axes.flat, shown.items(), strict=False):
-        points, classes = flat(z[chosen]), y[chosen]
+    for axis, (row, arrays) in zip(axes.flat, shown.items(), strict=False):
+        points, classes = arrays["points"], arrays["y"]
         palette = plt.get_cmap("tab10" if classes.max() < 10 else "tab20")
+        size = 4 if len(points) > 500 else 12
         axis.scatter(*points.T, color=palette(classes % palette.N), s=size, linewidths=0)
         axis.set_title(row)
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set(visible=True, color="0.85")
-    part = f"{len(chosen)} of {n} samples" if len(chosen) < n else f"{n} samples"
+    first = next(iter(shown.values()))
+    m, n = len(first["points"]), int(first["n"])
+    part = f"{m} of {n} samples" if m < n else f"{n} samples"
     figure.suptitle(f"{dataset}: seed 0, t-SNE of {part}, coloured by class", fontsize=9)
     return figure
-
-
-def flat(z: np.ndarray) -> np.ndarray:
-    """``(n, d)`` to ``(n, 2)`` by t-SNE from the principal axes."""
-    from sklearn.manifold import TSNE
-
-    perplexity = min(30.0, (len(z) - 1) / 3)
-    points: np.ndarray = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(z)
-    return points

@@ -1,10 +1,12 @@
 """Progress on the terminal: one bar for all cells, one for each that runs; else plain lines."""
 
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,7 +18,7 @@ from rich.progress import (
 
 from benchmarks.harness.plan import Cell
 from benchmarks.harness.schedule import Done, Epoch, Event, Failed, Started
-from benchmarks.harness.store import Record
+from benchmarks.harness.store import Record, log_path
 
 
 class Display:
@@ -24,12 +26,13 @@ class Display:
 
     Args:
         console: where to; a terminal gets bars, anything else one line a cell.
+        folder: of the run, which has the logs.
         total: number of cells.
         finished: of which so many are there already.
     """
 
-    def __init__(self, console: Console, total: int, finished: int):
-        self.console = console
+    def __init__(self, console: Console, folder: Path, total: int, finished: int):
+        self.console, self.folder = console, folder
         self.total, self.finished = total, finished
         self.started: dict[str, float] = {}
         self.bars: dict[str, TaskID] = {}
@@ -59,7 +62,7 @@ class Display:
     ) -> None:
         self.progress.stop()
 
-    def show(self, event: Event, log: str = "") -> None:
+    def show(self, event: Event) -> None:
         key = event.cell.key
         match event:
             case Started(cell):
@@ -69,14 +72,12 @@ class Display:
                 self.progress.update(self.bars[key], completed=done, total=total)
             case Done(cell, record):
                 self._end(cell)
-                self.console.print(self._line(cell, scores(record)), highlight=False)
+                self._print(cell, scores(record))
             case Failed(cell, reason):
                 self._end(cell)
-                self.console.print(
-                    self._line(cell, f"[red]failed[/red]: {reason}{log}"),
-                    highlight=False,
-                    soft_wrap=True,
-                )
+                log = log_path(self.folder, cell)
+                hint = f" (see {log})" if log.is_file() else ""
+                self._print(cell, f"[red]failed[/red]: {escape(reason + hint)}")
 
     def _end(self, cell: Cell) -> None:
         if cell.key in self.bars:
@@ -84,10 +85,11 @@ class Display:
         self.finished += 1
         self.progress.update(self.overall, completed=self.finished)
 
-    def _line(self, cell: Cell, outcome: str) -> str:
+    def _print(self, cell: Cell, outcome: str) -> None:
         seconds = time.monotonic() - self.started.get(cell.key, time.monotonic())
         count = f"{self.finished:{len(str(self.total))}}/{self.total}"
-        return rf"\[{count}] {cell}  {outcome}  [dim]{seconds:.0f} s[/dim]"
+        line = rf"\[{count}] {cell}  {outcome}  [dim]{seconds:.0f} s[/dim]"
+        self.console.print(line, highlight=False, soft_wrap=True)
 
 
 def scores(record: Record) -> str:

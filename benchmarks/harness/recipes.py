@@ -11,7 +11,12 @@ from typing import Any
 
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import (
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI,
+    instantiate_class,
+)
 
 from common.errors import ArgumentError, ClustrastError
 
@@ -27,6 +32,10 @@ HEADLESS = {
 class ClustrastCLI(LightningCLI):
     """LightningCLI for any method on any data, with the stage that comes before ``fit``."""
 
+    model: Any
+    datamodule: Any
+    trainer: Any
+
     def __init__(self, args: ArgsType = None, **options: Any):
         super().__init__(
             LightningModule,
@@ -39,12 +48,20 @@ class ClustrastCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        parse = parser.parse_object if isinstance(args, Mapping) else parser.parse_args
+        parse: Any = parser.parse_object if isinstance(args, Mapping) else parser.parse_args
         self.config = parse(args)
 
     def before_fit(self) -> None:
         if self.config.fit.ckpt_path is None:
-            self.model.before_fit(self.datamodule)
+            self.prepare()
+
+    def prepare(self) -> None:
+        """The model's stages before ``fit``, with Trainers like the one that ``fit`` will use."""
+        trainer = self.config.get(str(self.subcommand), self.config).trainer
+        options = {
+            name: trainer[name] for name in ("accelerator", "devices", "enable_progress_bar")
+        }
+        self.model.before_fit(self.datamodule, **options)
 
 
 class Recipe(ClustrastCLI):
@@ -110,13 +127,9 @@ class Recipe(ClustrastCLI):
             super().instantiate_classes()
 
 
-def load_data(settings: Mapping[str, Any]) -> LightningDataModule:
-    """The data module of ``settings``, set up."""
-    parser = LightningArgumentParser(exit_on_error=False)
-    parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
-    config = parser.parse_object({"data": deepcopy(settings["data"])})
-    with unwrapped():
-        data: LightningDataModule = parser.instantiate_classes(config).data
+def load_data(settings: Mapping[str, Any]) -> Any:
+    """The data module of :attr:`Recipe.settings`, set up."""
+    data = instantiate_class((), settings["data"])
     data.prepare_data()
     data.setup("fit")
     return data

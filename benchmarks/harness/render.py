@@ -15,6 +15,7 @@ from benchmarks.harness.store import Record, disk, record_path, write_text
 from benchmarks.harness.summary import SELECTIONS, Entry, Published, Summary
 from benchmarks.harness.table import PROJECT
 
+ROOM_FOR_TIMES = 90
 RESULTS = PROJECT / "benchmarks" / "results"
 NOTES = PROJECT / "benchmarks" / "notes"
 
@@ -125,11 +126,12 @@ def show(summary: Summary, selection: str, console: Console) -> None:
                 padding=(0, 1, 0, 0),
             )
             table.add_column("")
-            for heading in (*summary.table.metrics.values(), "a run"):
+            times = ["a run"] if console.width >= ROOM_FOR_TIMES else []
+            for heading in (*summary.table.metrics.values(), *times):
                 table.add_column(heading, justify="right", no_wrap=True)
             for row, cells in lines_of(summary, dataset, chosen, decimals=1):
                 texts = ["\n".join([cell[0], *map(dimmed, cell[1:])]) for cell in cells]
-                table.add_row(row, *texts, seconds_of(summary, row, dataset))
+                table.add_row(row, *texts, *(seconds_of(summary, row, dataset) for _ in times))
             console.print(table)
     if legend(summary):
         console.print(legend(summary), style="dim", highlight=False)
@@ -187,8 +189,9 @@ def provenance(summary: Summary, command: str) -> str:
     seeds = ", ".join(f"{d} {summary.seeds_of(d)}" for d in summary.datasets)
     items = [
         "Selection: the main score is that of the model after the last epoch, nothing is chosen "
-        "with labels. Oracle is the maximum of each metric by itself over all epochs, the state before "
-        "the first step included; it uses the labels and is no result of an unsupervised method.",
+        "with labels. Oracle is the maximum of each metric by itself over all epochs, the state "
+        "before the first step included; it uses the labels and is no result of an unsupervised "
+        "method.",
         f"Seeds: {seeds}; 0, 1, ... Every seed has its own pre-trained model; it sets "
         "initialisation, mini-batches and k-means alike.",
         f"Data (SHA-256): {distinct(map(data_of, records))}",

@@ -20,9 +20,7 @@ def write_report(source: Path | None = None) -> Path:
     folder = RESULTS if source is None else source
     pages = sorted(folder.glob("*/table.md"))
     if not pages:
-        raise RunError(
-            f"no recorded table in {folder}; `clustrast reproduce TABLE --record` makes one"
-        )
+        raise RunError(f"no table in {folder}; `clustrast reproduce TABLE --record` makes one")
     contents = "\n".join(f"- [{page.parent.name}](#{page.parent.name})" for page in pages)
     sections = [section(page) for page in pages]
     report = folder / "report.md"

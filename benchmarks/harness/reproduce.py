@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from benchmarks.harness.plan import Cell, plan
 from benchmarks.harness.progress import Display
 from benchmarks.harness.provenance import cores
 from benchmarks.harness.schedule import Done, Failed, run
-from benchmarks.harness.store import RunStore, log_path
+from benchmarks.harness.store import RunStore
 from benchmarks.harness.summary import SELECTIONS, summarise
 from benchmarks.harness.table import Table
 from benchmarks.names import one_of
@@ -116,17 +117,14 @@ def compute_missing(
     threads = max(1, cores() // jobs)
     events = run(todo, store.folder, jobs=jobs, threads=threads, command=command)
     total = len({cell.key for cell in cells})
-    with Display(console, total, total - len(todo)) as display:
-        try:
-            for event in events:
-                if isinstance(event, Done):
-                    store.save(event.cell, event.record)
-                if isinstance(event, Failed):
+    with closing(events), Display(console, store.folder, total, total - len(todo)) as display:
+        for event in events:
+            match event:
+                case Done(cell, record):
+                    store.save(cell, record)
+                case Failed():
                     failures.append(event)
-                log = log_path(store.folder, event.cell)
-                display.show(event, f" (see {log})" if log.is_file() else "")
-        finally:
-            events.close()
+            display.show(event)
     return failures
 
 
@@ -155,9 +153,7 @@ def choose_seeds(given: Sequence[str], datasets: Sequence[str], default: int) ->
     for item in given:
         dataset, _, number = item.rpartition("=")
         if not number.isdecimal() or int(number) < 1:
-            raise ArgumentError(
-                f"--seeds must be numbers of at least 1, or NAME=NUMBER, got {item!r}"
-            )
+            raise ArgumentError(f"--seeds must be N or NAME=N with N at least 1, got {item!r}")
         if dataset:
             special[one_of("data set", dataset, datasets)] = int(number)
         else:

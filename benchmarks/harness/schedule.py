@@ -3,11 +3,10 @@
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -61,7 +60,8 @@ class Worker:
 
     def start(self, cell: Cell) -> Started:
         self.cell = cell
-        self.connection.send(cell)
+        with suppress(BrokenPipeError):  # a process that died is noticed when it is listened to
+            self.connection.send(cell)
         return Started(cell)
 
     def receive(self) -> Event:
@@ -84,7 +84,7 @@ class Worker:
 
 def run(
     cells: Sequence[Cell], folder: Path, *, jobs: int, threads: int, command: str
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Computes cells and tells what happens.
 
     A cell that fails takes those that start from it with it; all others go on. Closing the iterator
@@ -180,19 +180,19 @@ def work(connection: Connection, folder: Path, command: str, threads: int) -> No
             cell: Cell = connection.recv()
         except EOFError:
             return
-        with logged_to(log_path(folder, cell)):
-            try:
+        message: tuple
+        try:
+            with logged_to(log_path(folder, cell)):
                 import torch
 
                 from benchmarks.harness.cells import compute
 
                 torch.set_num_threads(threads)
                 report = lambda done, total: connection.send(("epoch", done, total))  # noqa: E731
-                message: tuple = ("done", compute(cell, folder, command, report))
-            except Exception as error:
-                traceback.print_exc()
-                first_line = (str(error).splitlines() or [""])[0]
-                message = ("failed", first_line or type(error).__name__)
+                message = ("done", compute(cell, folder, command, report))
+        except Exception as error:
+            first_line = (str(error).splitlines() or [""])[0]
+            message = ("failed", first_line or type(error).__name__)
         connection.send(message)
 
 
@@ -206,7 +206,7 @@ def follow_parent() -> None:
 
 @contextmanager
 def logged_to(path: Path) -> Iterator[None]:
-    """Sends everything this process prints to a file, that of native code included."""
+    """Sends everything this process prints to a file, native code and tracebacks included."""
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = os.dup(1), os.dup(2)
     with path.open("w", buffering=1, encoding="utf-8") as log:
@@ -215,8 +215,10 @@ def logged_to(path: Path) -> Iterator[None]:
         try:
             with redirect_stdout(log), redirect_stderr(log):
                 yield
+        except Exception:
+            traceback.print_exc(file=log)
+            raise
         finally:
-            sys.stdout.flush()
             for number, descriptor in enumerate(kept, start=1):
                 os.dup2(descriptor, number)
                 os.close(descriptor)

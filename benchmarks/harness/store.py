@@ -1,10 +1,10 @@
-"""A run folder: records, checkpoints and embeddings of cells. Whatever has its name is whole.
+"""A run folder: records, checkpoints and projections of cells. Whatever has its name is whole.
 
 Layout::
 
     cells/<data set>/<row>-seed<k>-<key>.json    one record a finished cell
     checkpoints/<key>.ckpt                       of cells that others start from
-    embeddings/<key>.npz                         of the first seed, for the 2-D plot
+    projections/<key>.npz                        of the first seed's embeddings, for the 2-D plot
     logs/<data set>/<row>-seed<k>-<key>.log      what the cell's process printed
 """
 
@@ -104,7 +104,7 @@ class RunStore:
         self.damaged += broken
         taken = [cell for cell in cells if cell.key in found and cell.key not in self.records]
         for cell in taken:
-            for place in (checkpoint_path, embedding_path):
+            for place in (checkpoint_path, projection_path):
                 if (source := place(other, cell.key)).is_file():
                     with replacing(place(self.folder, cell.key)) as temporary:
                         shutil.copyfile(source, temporary)
@@ -124,8 +124,8 @@ def checkpoint_path(folder: Path, key: str) -> Path:
     return folder / "checkpoints" / f"{key}.ckpt"
 
 
-def embedding_path(folder: Path, key: str) -> Path:
-    return folder / "embeddings" / f"{key}.npz"
+def projection_path(folder: Path, key: str) -> Path:
+    return folder / "projections" / f"{key}.npz"
 
 
 def read_records(folder: Path) -> tuple[dict[str, Record], list[Path]]:
@@ -138,7 +138,7 @@ def read_records(folder: Path) -> tuple[dict[str, Record], list[Path]]:
             if record != sealed(record):
                 raise ValueError("its contents do not match its checksum")
             records[record["key"]] = record
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             broken.append(path)
     return records, broken
 

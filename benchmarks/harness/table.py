@@ -45,7 +45,8 @@ class Scale:
         datasets: run if none are named.
         others: data sets that may be named.
         seeds: default number of seeds.
-        overlay: a recipe beside each recipe that is laid on top of it.
+        overlay: a recipe that is laid on top of those in its folder; a method without one is
+            trained as its recipes say.
         as_is: data sets whose recipes have this scale without the overlay.
     """
 

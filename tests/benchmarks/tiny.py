@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from lightning import LightningDataModule
@@ -13,10 +14,13 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from benchmarks.harness import plan
 from benchmarks.harness.reproduce import Options, reproduce
 from benchmarks.harness.table import Row, Scale, Table
 from common.errors import ArgumentError
 from common.training import Method
+
+FROZEN = "frozen"
 
 
 class Batch(SimpleNamespace):
@@ -86,7 +90,7 @@ class Tiny(Method):
                 }
             )
 
-    def before_fit(self, datamodule: LightningDataModule) -> None:
+    def before_fit(self, datamodule: LightningDataModule, **trainer_options: Any) -> None:
         datamodule.setup("fit")
         self.prepared = True
 
@@ -148,11 +152,11 @@ def tiny_table(accident: dict | None = None, seconds_per_epoch: float = 0.0) -> 
     )
 
 
-def main(folder: str, seconds_per_epoch: str, *options: str) -> int:
-    """``python -m tests.benchmarks.tiny FOLDER SECONDS [jobs]``: a reproduction as a process."""
+def main(folder: str, seconds_per_epoch: str, jobs: str) -> int:
+    """``python -m tests.benchmarks.tiny FOLDER SECONDS JOBS``: a reproduction as a process."""
+    plan.code_version = lambda *_: FROZEN
     table = tiny_table(seconds_per_epoch=float(seconds_per_epoch))
-    jobs = int(options[0]) if options else 1
-    return reproduce(table, Options(out=Path(folder), jobs=jobs))
+    return reproduce(table, Options(out=Path(folder), jobs=int(jobs)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,80 @@
+import json
+
+import pytest
+import torch
+
+from benchmarks.speed import contrast, scgc
+from benchmarks.speed._measure import Goal, Measurement, compare, measure, report
+from common.errors import ArgumentError, RunError
+
+RESULTS = {"ours": Measurement(1.0, 10.0), "peer": Measurement(4.0, 15.0)}
+
+
+@pytest.mark.parametrize(
+    ("goal", "status"),
+    [
+        (Goal("ours", "peer"), 0),
+        (Goal("ours", "peer", time=0.25), 0),
+        (Goal("ours", "peer", time=0.24), 1),
+        (Goal("ours", "peer", time=0.5, memory=0.5), 1),
+        (Goal("ours", "peer", time=0.5, memory=0.7), 0),
+    ],
+)
+def test_status_says_whether_the_goals_are_met(goal, status, capsys):
+    assert report(RESULTS, [goal], as_json=True) == status
+    (ratio,) = json.loads(capsys.readouterr().out)["ratios"]
+    assert ratio["time_ratio"] == 0.25
+    assert ratio["met"] == (status == 0)
+
+
+def test_table_names_every_contender(capsys):
+    report(RESULTS, [Goal("ours", "peer", time=0.5)], as_json=False)
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("ours", "peer", "0.25", "0.67", "yes"))
+
+
+def test_memory_of_a_step_is_seen():
+    threads = torch.get_num_threads()
+    try:
+        small = measure(lambda: lambda: torch.ones(1000).sum(), steps=2, threads=1)
+        large = measure(lambda: lambda: torch.ones(50, 2**20).sum(), steps=2, threads=1)
+    finally:
+        torch.set_num_threads(threads)
+    assert large.mebibytes - small.mebibytes > 150
+    assert large.seconds > small.seconds
+
+
+def test_a_contender_that_fails_is_reported():
+    with pytest.raises(RunError, match="contender 'nobody' failed"):
+        compare("benchmarks.speed.contrast", ["nobody"], rounds=1, threads=1)
+
+
+@pytest.mark.parametrize("module", [contrast, scgc])
+def test_goals_speak_of_contenders(module):
+    for goal in module.GOALS:
+        assert {goal.ours, goal.peer} <= set(module.CONTENDERS)
+    with pytest.raises(ArgumentError, match="contender must be one of"):
+        module.prepare("nobody")
+
+
+def test_both_forms_of_the_contrast_agree(monkeypatch):
+    monkeypatch.setattr(contrast, "CONTENDERS", ("dense, n = 200", "exact, n = 200"))
+    gradients = []
+    for contender in contrast.CONTENDERS:
+        torch.manual_seed(0)
+        step = contrast.prepare(contender)
+        step()
+        z = leaf_of(step)
+        gradients.append(z.grad)
+    torch.testing.assert_close(*gradients, atol=1e-7, rtol=1e-4)
+
+
+def leaf_of(step) -> torch.Tensor:
+    """The embeddings that a step closes over, however deep."""
+    for cell in step.__closure__:
+        value = cell.cell_contents
+        if isinstance(value, torch.Tensor) and value.requires_grad:
+            return value
+        if callable(value) and getattr(value, "__closure__", None):
+            return leaf_of(value)
+    raise AssertionError("no leaf")
