@@ -1,11 +1,13 @@
 """Exact nearest-neighbour graphs."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from common.errors import ArgumentError
+from common.data.arrays import dense_tensor
+from common.errors import ArgumentError, require, require_int
+from common.losses._similarity import unit_rows
 
 Metric = Literal["euclidean", "cosine", "dot"]
 METRICS = ("euclidean", "cosine", "dot")
@@ -13,7 +15,7 @@ BLOCK_ENTRIES = 1 << 22
 
 
 def knn_graph(
-    x: Tensor,
+    x: Any,
     n_neighbors: int,
     *,
     metric: Metric = "euclidean",
@@ -27,7 +29,8 @@ def knn_graph(
     divided by its sum, with ``metric="dot"``.
 
     Args:
-        x: ``(n, d)`` on any device that has float64.
+        x: ``(n, d)`` tensor, dense or sparse, on any device that has float64; NumPy array or SciPy
+            sparse matrix.
         n_neighbors: edges per row, at least 1 and less than *n*.
         metric: smallest Euclidean distance, largest cosine (0 with a zero row) or largest inner
             product.
@@ -46,21 +49,22 @@ def knn_graph(
         tensor([[0, 1, 2],
                 [1, 0, 1]])
     """
-    if x.ndim != 2:
-        raise ArgumentError(f"x must be (n, d), got shape {tuple(x.shape)}")
+    x = dense_tensor("x", x)
+    matrix = x.ndim == 2 and len(x) >= 2 and not x.is_complex()
+    require(matrix, "x", (x.dtype, *x.shape), "real and (n, d) with n of at least 2")
     n = len(x)
-    if not 1 <= n_neighbors < n:
-        raise ArgumentError(
-            f"n_neighbors must be at least 1 and less than n = {n}, got {n_neighbors}"
-        )
-    if metric not in METRICS:
-        raise ArgumentError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
-    if block_size is not None and block_size < 1:
-        raise ArgumentError(f"block_size must be at least 1, got {block_size}")
+    n_neighbors = require_int("n_neighbors", n_neighbors, 1, n - 1)
+    require(metric in METRICS, "metric", metric, f"one of {', '.join(METRICS)}")
+    if block_size is not None:
+        block_size = require_int("block_size", block_size, 1)
 
-    x = x.detach().double()
+    x = x.double()
     if metric == "cosine":
-        x = torch.nn.functional.normalize(x, dim=1)
+        x = unit_rows(x)
+    elif metric == "euclidean":
+        # Far from the origin |x|^2 + |y|^2 - 2 x.y cancels. The median is a value of the feature,
+        # so that whole numbers stay whole and equal distances equal; a mean would break the ties.
+        x = x - x.sort(dim=0).values[n // 2]
     squared_norm = x.square().sum(dim=1)  # (n,)
     if not squared_norm.isfinite().all():
         raise ArgumentError("x has values that are not finite, or whose squares are not")

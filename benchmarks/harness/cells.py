@@ -21,11 +21,11 @@ from benchmarks.harness.store import (
     FORMAT,
     Record,
     checkpoint_path,
-    file_digest,
     projection_path,
     replacing,
 )
 from common.evaluation import ClusteringScores, cluster_embeddings
+from common.files import file_sha256
 
 Report = Callable[[int, int], None]
 Evaluated = tuple[Record, Tensor, Tensor]
@@ -104,7 +104,7 @@ def train(cell: Cell, folder: Path, report: Report) -> Evaluated:
         path = checkpoint_path(folder, cell.key)
         with replacing(path) as temporary:
             trainer.save_checkpoint(temporary)
-        result["checkpoint_sha256"] = file_digest(path)
+        result["checkpoint_sha256"] = file_sha256(path)
     arrays = embed(model, data)
     z, y = torch.from_numpy(arrays["embedding"]), torch.from_numpy(arrays["y"])
     if scores:

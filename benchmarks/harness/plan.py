@@ -126,7 +126,7 @@ def resolve(table: Table, scale: str, row: Row, dataset: str) -> tuple[list[Path
 
     files = [PROJECT / row.recipe.format(dataset=dataset)]
     overlay, as_is = table.scales[scale].overlay, table.scales[scale].as_is
-    if overlay and dataset not in as_is and (files[0].parent / overlay).is_file():
+    if overlay and dataset not in as_is:
         files.append(files[0].parent / overlay)
     settings = Recipe.read(files, row.overrides).settings
     if row.score == "features":

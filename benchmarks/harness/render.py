@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from benchmarks.harness.store import Record, disk, record_path, write_text
+from benchmarks.harness.store import Record, disk, write_record, write_text
 from benchmarks.harness.summary import SELECTIONS, Entry, Published, Summary
 from benchmarks.harness.table import PROJECT
 
@@ -328,7 +328,7 @@ def record(summary: Summary, folder: Path) -> Path:
         for leftover in (fresh, old):
             shutil.rmtree(leftover, ignore_errors=True)
         for cell in summary.cells:
-            copy(record_path(folder, cell), record_path(fresh, cell))
+            write_record(fresh, cell, summary.records[cell.key])
         for name in (*RECORDED, *plots):
             copy(folder / name, fresh / name)
         if target.exists():

@@ -130,7 +130,9 @@ def compute_missing(
 
 def to_compute(cells: Sequence[Cell], store: RunStore) -> list[Cell]:
     """Cells without a record, and those with one whose checkpoint is needed but not there."""
-    unique = {cell.key: cell for cell in cells}
+    unique: dict[str, Cell] = {}
+    for cell in cells:
+        unique.setdefault(cell.key, cell)
     missing = {key for key in unique if key not in store.records}
     queue = list(missing)
     while queue:

@@ -12,14 +12,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from filelock import FileLock, Timeout
 
+from common import files
 from common.errors import RunError
+from common.files import TEMPORARY, file_sha256
 
 if TYPE_CHECKING:
     from benchmarks.harness.plan import Cell
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 
 FORMAT = 1
-TEMPORARY = ".tmp"
+
+disk = partial(files.disk, error=RunError)
+replacing = partial(files.replacing, error=RunError)
+write_text = partial(files.write_text, error=RunError)
 
 
 class RunStore:
@@ -87,14 +91,14 @@ class RunStore:
         return records
 
     def save(self, cell: "Cell", record: Record) -> None:
-        write_text(record_path(self.folder, cell), json.dumps(sealed(record), indent=1) + "\n")
+        write_record(self.folder, cell, record)
         self.records[cell.key] = record
 
     def has_checkpoint(self, key: str) -> bool:
         """Whether the checkpoint that the record of ``key`` speaks of is there, unchanged."""
         path = checkpoint_path(self.folder, key)
         expected = self.records.get(key, {}).get("checkpoint_sha256")
-        return expected is not None and path.is_file() and file_digest(path) == expected
+        return expected is not None and path.is_file() and file_sha256(path) == expected
 
     def reuse(self, other: Path, cells: list["Cell"]) -> int:
         """Takes over records of ``cells``, and what belongs to them, from another run folder."""
@@ -114,6 +118,10 @@ class RunStore:
 
 def record_path(folder: Path, cell: "Cell") -> Path:
     return folder / "cells" / f"{cell.path}.json"
+
+
+def write_record(folder: Path, cell: "Cell", record: Record) -> None:
+    write_text(record_path(folder, cell), json.dumps(sealed(record), indent=1) + "\n")
 
 
 def log_path(folder: Path, cell: "Cell") -> Path:
@@ -160,46 +168,7 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def free_name(path: Path) -> Path:
     """``path``, or with a number behind it if there is such a file."""
     candidates = (path.with_name(f"{path.name}{n}") for n in range(2, 1_000_000))
     return path if not path.exists() else next(name for name in candidates if not name.exists())
-
-
-@contextmanager
-def disk(path: Path) -> Iterator[None]:
-    """Says which path the operating system would not read or write."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes ``path`` if the block succeeds and vanishes if it does not.
-
-    Raises:
-        RunError: the disk is full or cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
-    try:
-        with disk(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield temporary
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file that is there as a whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

@@ -55,8 +55,10 @@ class Entry:
 
     @property
     def difference(self) -> float | None:
-        """Ours minus the published mean."""
+        """Ours minus the published mean, where that is a score of the same selection."""
         if self.mean is None or self.published is None:
+            return None
+        if self.published.selection not in (self.selection, "unstated"):
             return None
         return self.mean - self.published.mean
 

@@ -3,8 +3,7 @@
 Imports neither torch nor NumPy, so that listing the data sets is instant.
 """
 
-from common.data.archive import unpack
-from common.data.checksum import array_sha256, file_sha256
+from common.data.checksum import array_sha256
 from common.data.download import fetch
 from common.data.spec import DatasetSpec, RemoteFile, data_root, locate, missing
 
@@ -14,8 +13,6 @@ __all__ = [
     "array_sha256",
     "data_root",
     "fetch",
-    "file_sha256",
     "locate",
     "missing",
-    "unpack",
 ]

@@ -1,21 +1,19 @@
-"""SHA-256 of files and arrays."""
+"""SHA-256 of arrays."""
 
 import hashlib
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from common.errors import require
 
 if TYPE_CHECKING:
     import numpy as np
 
 
-def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def array_sha256(*arrays: "np.ndarray") -> str:
     """Hexadecimal SHA-256 of arrays: their types, shapes and values in C order, little endian.
+
+    Raises:
+        ArgumentError: an array holds Python objects, whose bytes are addresses.
 
     Example:
         >>> import numpy as np
@@ -24,6 +22,7 @@ def array_sha256(*arrays: "np.ndarray") -> str:
     """
     digest = hashlib.sha256()
     for array in arrays:
+        require(not array.dtype.hasobject, "arrays", array.dtype, "of a type without objects")
         little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
         digest.update(f"{little_endian.dtype.str}{little_endian.shape}".encode())
         digest.update(little_endian.tobytes())

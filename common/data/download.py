@@ -1,9 +1,8 @@
 """Downloads that resume, are verified, and appear under their name only when whole."""
 
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
@@ -18,12 +17,15 @@ from common.data.spec import (
     DatasetSpec,
     RemoteFile,
     dataset_folder,
+    has_pack,
     how_to_get,
     is_intact,
+    locate,
     needed,
     verify,
 )
 from common.errors import DataError
+from common.files import disk, put_in_place
 
 ATTEMPTS = 3
 TIMEOUT = 30.0
@@ -47,8 +49,9 @@ def fetch(
 
     A file arrives as ``NAME.part``, is checked against its SHA-256 and then renamed, so that a file
     under its own name is whole. An interrupted download leaves the part, and the next call goes on
-    from there if the server knows how. A damaged file is replaced only by a verified one. Two
-    processes that fetch the same data set wait for each other.
+    from there if the server knows how and the checksum is known, which tells whether the ends fit.
+    A damaged file is replaced only by a verified one. Two processes that fetch the same data set
+    wait for each other.
 
     Args:
         spec: the data set; an embedded one needs nothing.
@@ -59,32 +62,31 @@ def fetch(
         The paths of the files that this call brought.
 
     Raises:
-        DataError: the folder cannot be written, a file cannot be downloaded (offline, not found,
-            wrong bytes, disk full) or has to be brought by hand. What could be had is in place.
+        DataError: the pack of the data set is damaged, the folder cannot be written, or a file
+            cannot be downloaded (offline, not found, wrong bytes, disk full) or has to be brought
+            by hand. Names every such file; the others are in place.
     """
     if spec.embedded:
         return []
     folder = dataset_folder(spec, root)
-    brought = []
-    if any(file.url for file in _lacking(spec, folder)):
-        with _exclusive(folder):
-            brought = [
-                _download(spec, file.url, file.sha256, folder / file.name, progress)
-                for file in _lacking(spec, folder)
-                if file.url
-            ]
-    if by_hand := [file for file in _lacking(spec, folder) if not file.url]:
-        raise DataError(
-            "; ".join(
-                f"{spec.name}: {folder / file.name} is missing or damaged, {how_to_get(spec, file)}"
-                for file in by_hand
-            )
-        )
+    if spec.packed and has_pack(spec, folder):
+        locate(spec, spec.packed, root)
+    brought: list[Path] = []
+    failed: list[str] = []
+    lacking = _lacking(needed(spec, folder), folder)
+    with _exclusive(folder) if any(file.url for file in lacking) else nullcontext():
+        for file in _lacking(lacking, folder):  # another process may have brought some
+            try:
+                brought.append(_bring(spec, file, folder / file.name, progress))
+            except DataError as error:
+                failed.append(str(error))
+    if failed:
+        raise DataError(f"{spec.name}: {'; '.join(failed)}")
     return brought
 
 
-def _lacking(spec: DatasetSpec, folder: Path) -> list[RemoteFile]:
-    return [file for file in needed(spec, folder) if not is_intact(folder / file.name, file.sha256)]
+def _lacking(files: Iterable[RemoteFile], folder: Path) -> list[RemoteFile]:
+    return [file for file in files if not is_intact(folder / file.name, file.sha256)]
 
 
 @contextmanager
@@ -100,42 +102,48 @@ def _exclusive(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _download(spec: DatasetSpec, url: str, sha256: str | None, path: Path, progress: bool) -> Path:
+def _bring(spec: DatasetSpec, file: RemoteFile, path: Path, progress: bool) -> Path:
+    if file.url is None:
+        raise DataError(f"{path} is missing or damaged; {how_to_get(spec, file.name)}")
     part = path.with_name(f"{path.name}.part")
     again = f"try again with `clustrast datasets fetch {spec.name}`"
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            _transfer(url, part, progress)
+            _transfer(file.url, part, progress, verifiable=file.sha256 is not None)
             break
         except _Interrupted as error:
             if attempt == ATTEMPTS or isinstance(error, _Refused):
                 raise DataError(
-                    f"{spec.name}: cannot download {url} ({error}); it belongs at {path}; {again}"
+                    f"cannot download {file.url} ({error}); it belongs at {path}; {again}"
                 ) from error
             time.sleep(PAUSE * attempt)
     try:
-        verify(part, sha256, f"it is thrown away, {again}")
+        verify(part, file.sha256, f"it is thrown away, {again}")
     except DataError:
         part.unlink()
         raise
     with _writing(path):
-        os.replace(part, path)
+        put_in_place(part, path)
     return path
 
 
-def _transfer(url: str, part: Path, progress: bool) -> None:
-    """Appends to ``part`` what it lacks of the file at ``url``."""
-    start = part.stat().st_size if part.is_file() else 0
+def _transfer(url: str, part: Path, progress: bool, *, verifiable: bool) -> None:
+    """Appends to ``part`` what it lacks of the file at ``url``.
+
+    Without a checksum nothing tells whether an old part and new bytes are of the same file, or
+    whether a body of unknown length is whole: then the part is written anew, and the length asked.
+    """
+    start = part.stat().st_size if verifiable and part.is_file() else 0
     headers = {"User-Agent": "clustrast", "Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
     try:
         response = urlopen(Request(url, headers=headers), timeout=TIMEOUT)
     except HTTPError as error:
-        if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+        if start and error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             if error.headers.get("Content-Range") == f"bytes */{start}":
                 return
-            part.unlink(missing_ok=True)
+            part.unlink()
         elif error.code in GONE:
             raise _Refused(f"{error.code} {error.reason}") from error
         raise _Interrupted(f"{error.code} {error.reason}") from error
@@ -145,15 +153,14 @@ def _transfer(url: str, part: Path, progress: bool) -> None:
     with response:
         if not _continues(response, start):
             start = 0
-        length = response.headers.get("Content-Length")
-        whole = start + int(length) if length else None
+        whole = None if response.length is None else start + response.length
+        if whole is None and not verifiable:
+            raise _Refused("neither its length nor its checksum is known")
         with _writing(part), part.open("ab" if start else "wb") as out, _bar(progress) as bar:
             task = bar.add_task(part.stem, total=whole, completed=start)
             while chunk := _read(response):
                 out.write(chunk)
                 bar.advance(task, len(chunk))
-            out.flush()
-            os.fsync(out.fileno())
             size = out.tell()
     if whole is not None and size != whole:
         raise _Interrupted(f"{size} of {whole} bytes arrived")
@@ -178,13 +185,6 @@ def _read(response: HTTPResponse) -> bytes:
         raise _Interrupted(str(error) or type(error).__name__) from error
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turns a failure to write into an error that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"cannot write {path}: {error.strerror or error}; "
-            "free space there, or set CLUSTRAST_DATA to a folder that can be written"
-        ) from error
+def _writing(path: Path) -> AbstractContextManager[None]:
+    remedy = "free space there, or set CLUSTRAST_DATA to a folder that can be written"
+    return disk(path, DataError, remedy)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from common.data.checksum import file_sha256
-from common.errors import DataError
+from common.errors import DataError, require
+from common.files import file_sha256
 
 
 @dataclass(frozen=True)
@@ -84,51 +84,58 @@ def locate(spec: DatasetSpec, name: str, root: str | Path | None = None) -> Path
     """Path of one file of a data set, after a check of its SHA-256 where that is known.
 
     Raises:
+        ArgumentError: the data set has no file of that name.
         DataError: the file is missing or damaged; says which, where it belongs, and how to get it.
     """
+    checksums = {file.name: file.sha256 for file in spec.files}
+    if spec.packed:
+        checksums[spec.packed] = spec.packed_sha256
+    require(name in checksums, f"a file of {spec.name}", name, f"one of {', '.join(checksums)}")
     path = dataset_folder(spec, root) / name
-    if name == spec.packed:
-        verify(
-            path,
-            spec.packed_sha256,
-            f"restore it, or delete it and run `clustrast datasets fetch {spec.name}`",
-        )
-        return path
-    file = next(file for file in spec.files if file.name == name)
     if not path.is_file():
-        raise DataError(f"{spec.name}: {path} is missing; {how_to_get(spec, file)}")
-    verify(path, file.sha256, how_to_get(spec, file))
+        raise DataError(f"{spec.name}: {path} is missing; {how_to_get(spec, name)}")
+    verify(path, checksums[name], how_to_get(spec, name))
     return path
 
 
 def verify(path: Path, sha256: str | None, remedy: str) -> None:
     """Raises a DataError that ends with ``remedy`` if the file is not the expected one."""
-    if sha256 is None:
-        return
-    try:
-        found = file_sha256(path)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    if found != sha256:
+    if sha256 is not None and (found := _sha256(path)) != sha256:
         raise DataError(
             f"{path} is damaged or incomplete: its SHA-256 is {found}, not {sha256}; {remedy}"
         )
 
 
-def how_to_get(spec: DatasetSpec, file: RemoteFile) -> str:
+def how_to_get(spec: DatasetSpec, name: str) -> str:
     """What the user does about a missing or damaged file."""
-    if file.url is None:
-        return f"it has to be brought by hand: {file.source}"
-    return f"get it with `clustrast datasets fetch {spec.name}`"
+    command = f"`clustrast datasets fetch {spec.name}`"
+    if name == spec.packed:
+        return f"restore it, or delete it and run {command}"
+    by_hand = {file.name: file.source for file in spec.files if file.url is None}
+    if name in by_hand:
+        return f"it has to be brought by hand: {by_hand[name]}"
+    return f"get it with {command}"
 
 
 def is_intact(path: Path, sha256: str | None) -> bool:
     """Whether the file is there with the expected bytes, as far as these are known."""
-    return path.is_file() and (sha256 is None or file_sha256(path) == sha256)
+    return path.is_file() and (sha256 is None or _sha256(path) == sha256)
+
+
+def has_pack(spec: DatasetSpec, folder: Path) -> bool:
+    """Whether the folder holds a pack, which stands for the files that it contains."""
+    return spec.packed is not None and (folder / spec.packed).is_file()
 
 
 def needed(spec: DatasetSpec, folder: Path) -> tuple[RemoteFile, ...]:
     """The files that the folder must hold: all, or what a pack that is there does not contain."""
-    if spec.packed and (folder / spec.packed).is_file():
+    if has_pack(spec, folder):
         return tuple(file for file in spec.files if file.name in spec.packed_lacks)
     return spec.files
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error

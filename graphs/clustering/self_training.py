@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from common.adjacency import row_normalized_adjacency
-from common.errors import ArgumentError, require
+from common.errors import ArgumentError, require, require_int
 from common.kmeans import KMeans
 from common.losses import student_t_log_assignment
 from common.training import Method, adam, load_checkpoint
@@ -89,7 +89,7 @@ class SelfTrainedClustering(Method):
             "pretraining_batch_size": 1,
             "kmeans_restarts": 1,
         }.items():
-            require(self.hparams[name] >= lowest, name, self.hparams[name], f"at least {lowest}")
+            require_int(name, self.hparams[name], lowest)
         for name in ("alpha", "beta"):
             require(0 <= self.hparams[name] < inf, name, self.hparams[name], "at least 0, finite")
 

@@ -9,8 +9,7 @@ from lightning import LightningDataModule
 from torch_geometric.data import Data
 
 from common.adjacency import quiet_sparse
-from common.errors import ArgumentError
-from common.neighbors import knn_graph
+from common.errors import require_int
 from graphs.data.graph import attributed_graph
 from graphs.data.loading import load_graph
 
@@ -55,8 +54,8 @@ class AttributedGraph(LightningDataModule):
         sparse: bool | None = None,
     ):
         super().__init__()
-        if batch_size is not None and batch_size < 1:
-            raise ArgumentError(f"batch_size must be at least 1 or None, got {batch_size}")
+        if batch_size is not None:
+            batch_size = require_int("batch_size", batch_size, 1)
         self.save_hyperparameters(logger=False)
 
     @classmethod
@@ -72,7 +71,7 @@ class AttributedGraph(LightningDataModule):
         sparse: bool | None = None,
         name: str = "custom",
     ) -> "AttributedGraph":
-        """A user's own graph, from NumPy arrays or tensors.
+        """A user's own graph, from NumPy arrays, tensors or sparse features.
 
         Args:
             x: ``(n, d)`` finite features.
@@ -93,13 +92,9 @@ class AttributedGraph(LightningDataModule):
             (5, 3)
         """
         made = cls(name, None, n_neighbors, batch_size, sparse)
-        no_edges = torch.empty(2, 0, dtype=torch.long)
         graph = attributed_graph(
-            x, no_edges if edge_index is None else edge_index, y, n_clusters=n_clusters, name=name
+            x, edge_index, y, n_clusters=n_clusters, n_neighbors=n_neighbors, name=name
         )
-        if edge_index is None:
-            links = knn_graph(graph.x, n_neighbors)
-            graph = attributed_graph(graph.x, links, graph.y, n_clusters=n_clusters, name=name)
         made._adopt(graph)
         return made
 

@@ -2,17 +2,16 @@
 
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
-import torch
 from sklearn.datasets import load_digits
 from torch_geometric.data import Data
 
 from common.data.checksum import array_sha256
-from common.data.spec import dataset_folder, locate
-from common.errors import ArgumentError, DataError
-from common.neighbors import knn_graph
+from common.data.spec import dataset_folder, has_pack, how_to_get, locate, needed
+from common.errors import ArgumentError, DataError, require, require_int
 from graphs.data.graph import attributed_graph
 from graphs.data.planetoid import planetoid_features
 from graphs.data.specs import GraphSpec, find_spec
@@ -48,28 +47,29 @@ def load_graph(name: str, root: str | Path | None = None, n_neighbors: int | Non
     spec = find_spec(name)
     if n_neighbors is None:
         n_neighbors = spec.n_neighbors
+    else:
+        n_neighbors = require_int("n_neighbors", n_neighbors, 1)
     if spec.embedded:
         return _digits(spec, n_neighbors)
-    if spec.edges is None or n_neighbors not in spec.edges:
-        raise ArgumentError(_no_such_graph(spec, n_neighbors))
+    published = f"one of {', '.join(map(str, spec.edges))} for {name}"
+    given = f"None for {name}, whose graph is given"
+    expected = given if spec.n_neighbors is None else published
+    require(n_neighbors in spec.edges, "n_neighbors", n_neighbors, expected)
 
-    if spec.packed and (dataset_folder(spec, root) / spec.packed).is_file():
-        x, y, edges = _read_packed(spec, root, n_neighbors)
-    else:
-        x, y, edges = _read_text(spec, root, n_neighbors)
+    read = _read_packed if has_pack(spec, dataset_folder(spec, root)) else _read_text
+    x, y, edges = read(spec, root, n_neighbors)
     try:
         graph = attributed_graph(x, edges.T, y, name=name)
     except ArgumentError as error:
         raise DataError(f"{name}: {error}") from error
-    _check(spec, graph, n_neighbors, dataset_folder(spec, root))
+    _check(spec, graph, n_neighbors, root)
     return graph
 
 
 def _digits(spec: GraphSpec, n_neighbors: int | None) -> Data:
     assert n_neighbors is not None
     pixels, y = load_digits(return_X_y=True)
-    x = torch.from_numpy(pixels / 16).float()
-    return attributed_graph(x, knn_graph(x, n_neighbors), y, name=spec.name)
+    return attributed_graph(pixels / 16, y=y, n_neighbors=n_neighbors, name=spec.name)
 
 
 def _read_packed(
@@ -81,27 +81,28 @@ def _read_packed(
         with np.load(path, allow_pickle=False) as pack:
             y = pack["y"]
             edges = pack[f"knn{n_neighbors}_raw" if n_neighbors else "edges_raw"]
-            x = _read_features(spec, root) if spec.packed_lacks else pack["x"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            if spec.packed_lacks:
+                x = _read_features(spec, root)
+            else:
+                x = pack["x"].astype(np.float64).round(TEXT_DECIMALS)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} is not the pack of {spec.name}: {error}") from error
-    if x.dtype.kind == "f":
-        x = x.astype(np.float64).round(TEXT_DECIMALS)
     return x, y, edges
 
 
 def _read_text(
     spec: GraphSpec, root: str | Path | None, n_neighbors: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    y = _read_numbers(locate(spec, f"{spec.stem}_label.txt", root), np.int64)
+    y = _read_numbers(locate(spec, spec.label_file, root), np.int64)
     edges = _read_numbers(locate(spec, spec.graph_file(n_neighbors), root), np.int64)
     return _read_features(spec, root), y.ravel(), edges
 
 
 def _read_features(spec: GraphSpec, root: str | Path | None) -> np.ndarray:
-    if spec.name == "citeseer":
-        parts = (locate(spec, f"ind.citeseer.{p}", root) for p in ("allx", "tx", "test.index"))
-        return planetoid_features(*parts)
-    return _read_numbers(locate(spec, f"{spec.stem}.txt", root), np.float64)
+    paths = [locate(spec, file, root) for file in spec.feature_files]
+    if len(paths) > 1:
+        return planetoid_features(*paths, shape=(spec.n, spec.dim))
+    return _read_numbers(paths[0], np.float64)
 
 
 def _read_numbers(path: Path, dtype: type[np.generic]) -> np.ndarray:
@@ -114,34 +115,27 @@ def _read_numbers(path: Path, dtype: type[np.generic]) -> np.ndarray:
         raise DataError(f"{path} is not a table of numbers: {error}") from error
 
 
-def _check(spec: GraphSpec, graph: Data, n_neighbors: int | None, folder: Path) -> None:
-    assert spec.edges is not None
-    found = {
-        "nodes": graph.x.shape[0],
-        "features": graph.x.shape[1],
-        "classes": graph.n_clusters,
-        "edges": graph.edge_index.shape[1] // 2,
-    }
-    expected = {
-        "nodes": spec.n,
-        "features": spec.dim,
-        "classes": spec.n_clusters,
-        "edges": spec.edges[n_neighbors],
-    }
-    wrong = [
-        f"{found[what]} {what}, not {expected[what]}"
-        for what in expected
-        if found[what] != expected[what]
-    ]
-    remedy = f"remove {folder} and run `clustrast datasets fetch {spec.name}`"
-    if wrong:
-        raise DataError(f"{spec.name}: the files hold {', '.join(wrong)}; {remedy}")
+def _check(spec: GraphSpec, graph: Data, n_neighbors: int | None, root: str | Path | None) -> None:
+    features, labels, links = spec.feature_files, spec.label_file, spec.graph_file(n_neighbors)
+    for files, what, found, expected in [
+        (features, "nodes", graph.x.shape[0], spec.n),
+        (features, "features", graph.x.shape[1], spec.dim),
+        ((labels,), "classes", graph.n_clusters, spec.n_clusters),
+        ((links,), "edges", graph.edge_index.shape[1] // 2, spec.edges[n_neighbors]),
+    ]:
+        if found != expected:
+            raise _wrong(spec, files, root, f"{found} {what}, not {expected}")
     if spec.features_sha256 and array_sha256(graph.x.numpy()) != spec.features_sha256:
-        raise DataError(f"{spec.name}: the features are not the published ones; {remedy}")
+        raise _wrong(spec, features, root, "other features than the published ones")
 
 
-def _no_such_graph(spec: GraphSpec, n_neighbors: int | None) -> str:
-    if spec.n_neighbors is None:
-        return f"n_neighbors must be None for {spec.name}, whose graph is given, got {n_neighbors}"
-    choices = ", ".join(str(key) for key in spec.edges or ())
-    return f"n_neighbors must be one of {choices} for {spec.name}, got {n_neighbors}"
+def _wrong(
+    spec: GraphSpec, files: tuple[str, ...], root: str | Path | None, contents: str
+) -> DataError:
+    """Says which of the files, or the pack in their stead, holds what it should not."""
+    folder = dataset_folder(spec, root)
+    read = [file for file in needed(spec, folder) if file.name in files]
+    names = [file.name for file in read] or [spec.packed or ""]
+    paths = ", ".join(str(folder / name) for name in names)
+    remove = "remove that and " if read and read[0].url else ""
+    return DataError(f"{spec.name}: {contents}, in {paths}; {remove}{how_to_get(spec, names[0])}")

@@ -63,29 +63,33 @@ def read_matrix(path: Path) -> sp.csr_array:
     return matrix
 
 
-def planetoid_features(allx: Path, tx: Path, test_index: Path) -> np.ndarray:
+def planetoid_features(
+    allx: Path, tx: Path, test_index: Path, *, shape: tuple[int, int]
+) -> np.ndarray:
     """``(n, d)`` float32 features in the order of the node ids.
 
     ``allx`` holds the first nodes and ``tx`` the test nodes, whose ids, in the order of its rows,
     are the lines of ``test_index``. An id after ``allx`` that is not listed gets a zero row.
 
     Raises:
-        DataError: a file is damaged, or the files do not belong together.
+        DataError: a file is damaged, or together they do not make features of that ``shape``.
     """
     known, tested = read_matrix(allx), read_matrix(tx)
     try:
         ids = np.array(test_index.read_text().split(), dtype=np.int64)
-    except ValueError as error:
+    except (OSError, ValueError, OverflowError) as error:
         raise DataError(f"{test_index} is not a list of node ids: {error}") from error
+    n, dim = shape
     first = known.shape[0]
     if (
-        known.shape[1] != tested.shape[1]
+        not known.shape[1] == tested.shape[1] == dim
         or len(ids) != tested.shape[0]
         or len(np.unique(ids)) != len(ids)
         or ids.min(initial=first) < first
+        or ids.max(initial=first - 1) != n - 1
     ):
-        raise DataError(f"{allx}, {tx} and {test_index} do not belong together")
-    features = np.zeros((ids.max(initial=first - 1) + 1, known.shape[1]), dtype=np.float32)
+        raise DataError(f"{allx}, {tx} and {test_index} do not make {n} x {dim} features together")
+    features = np.zeros(shape, dtype=np.float32)
     features[:first] = known.toarray()
     features[ids] = tested.toarray()
     return features

@@ -15,10 +15,10 @@ and the features of ACM, Citeseer and USPS value by value (``features_sha256``).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from common.data.spec import DatasetSpec, RemoteFile
-from common.errors import ArgumentError
+from common.errors import require
 
 SDCN = "https://raw.githubusercontent.com/bdy9527/SDCN/da6bb007b7d07362ac04db3e146b4944e2acb883"
 PLANETOID = (
@@ -46,10 +46,21 @@ class GraphSpec(DatasetSpec):
     n: int = 0
     dim: int = 0
     n_clusters: int = 0
-    edges: Mapping[int | None, int] | None = None
+    edges: Mapping[int | None, int] = field(default_factory=dict)
     n_neighbors: int | None = None
     stem: str = ""
     features_sha256: str | None = None
+
+    @property
+    def label_file(self) -> str:
+        """Name of the text file of the labels."""
+        return f"{self.stem}_label.txt"
+
+    @property
+    def feature_files(self) -> tuple[str, ...]:
+        """Names of the files of the features: all that hold neither labels nor a graph."""
+        others = ("_label.txt", "_graph.txt")
+        return tuple(file.name for file in self.files if not file.name.endswith(others))
 
     def graph_file(self, n_neighbors: int | None) -> str:
         """Name of the text file of one of the published graphs."""
@@ -62,8 +73,7 @@ def find_spec(name: str) -> GraphSpec:
     Raises:
         ArgumentError: there is none; lists those that there are.
     """
-    if name not in SPECS:
-        raise ArgumentError(f"dataset must be one of {', '.join(SPECS)}, got {name!r}")
+    require(name in SPECS, "dataset", name, f"one of {', '.join(SPECS)}")
     return SPECS[name]
 
 

@@ -10,7 +10,8 @@ from benchmarks.harness import plan
 from benchmarks.harness import reproduce as reproduction
 from benchmarks.harness.plan import Cell
 from benchmarks.harness.schedule import Done, Epoch, Failed, Started
-from benchmarks.harness.store import FORMAT, Record, checkpoint_path, file_digest, replacing
+from benchmarks.harness.store import FORMAT, Record, checkpoint_path, replacing
+from common.files import file_sha256
 from tests.benchmarks.tiny import FROZEN, tiny_table
 
 METRICS = ("acc", "nmi", "ari", "f1")
@@ -44,7 +45,7 @@ def made_up(cell: Cell, folder: Path) -> Record:
         path = checkpoint_path(folder, cell.key)
         with replacing(path) as temporary:
             temporary.write_text(cell.key)
-        record["checkpoint_sha256"] = file_digest(path)
+        record["checkpoint_sha256"] = file_sha256(path)
     return record
 
 

@@ -45,11 +45,12 @@ def test_mean_and_population_standard_deviation():
 
 def test_the_difference_is_ours_minus_published():
     entry = replace(
-        Entry("a", "b", "acc", "last", (80.0, 82.0)),
+        Entry("a", "b", "acc", "oracle", (80.0, 82.0)),
         published=Published(84.89, None, "oracle", "run log"),
     )
     assert entry.difference == pytest.approx(-3.89)
     assert render.theirs(entry.published, entry.difference) == "84.89† (-3.89)"
+    assert replace(entry, selection="last").difference is None  # not the same kind of score
 
 
 def test_missing_cells_are_said_to_be_missing():
@@ -74,9 +75,17 @@ def test_the_csv_agrees_with_the_records(published, instant, tmp_path):
         ]
         assert float(line["mean"]) == pytest.approx(np.mean(values), abs=1e-3)
         assert float(line["std"]) == pytest.approx(np.std(values), abs=1e-3)
-    alpha = next(line for line in lines if line["row"] == "alpha" and line["metric"] == "acc")
-    assert float(alpha["difference"]) == pytest.approx(float(alpha["mean"]) - 60, abs=1e-3)
-    assert alpha["source"] == "the log"
+    oracle, last = (
+        next(
+            line
+            for line in lines
+            if (line["row"], line["metric"], line["selection"]) == ("alpha", "acc", selection)
+        )
+        for selection in ("oracle", "last")
+    )
+    assert float(oracle["difference"]) == pytest.approx(float(oracle["mean"]) - 60, abs=1e-3)
+    assert last["difference"] == ""
+    assert oracle["source"] == last["source"] == "the log"
 
 
 @pytest.mark.usefixtures("no_plots")

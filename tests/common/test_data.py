@@ -1,4 +1,4 @@
-"""Data root, checksums, downloads from a server on this machine, unpacking."""
+"""Data root, checksums, arrays, files, downloads from a server on this machine."""
 
 import errno
 import hashlib
@@ -7,15 +7,16 @@ import os
 import signal
 import subprocess
 import sys
-import tarfile
 import threading
 import time
-import zipfile
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
+import torch
 
 from common.data import (
     DatasetSpec,
@@ -24,12 +25,13 @@ from common.data import (
     data_root,
     download,
     fetch,
-    file_sha256,
     locate,
     missing,
-    unpack,
 )
-from common.errors import DataError
+from common.data import spec as spec_module
+from common.data.arrays import as_tensor, dense_tensor
+from common.errors import ArgumentError, DataError, RunError, require_int
+from common.files import file_sha256, put_in_place, replacing, write_text
 
 BODY = np.random.default_rng(0).bytes(300_000)
 
@@ -42,7 +44,7 @@ BODY_SHA256 = sha256(BODY)
 
 
 class Server(ThreadingHTTPServer):
-    """Serves BODY, as well or badly as the test asks for."""
+    """Serves BODY, or nothing under ``absent.bin``, as well or badly as the test asks for."""
 
     daemon_threads = True
 
@@ -53,6 +55,7 @@ class Server(ThreadingHTTPServer):
         self.cuts = []
         self.status = 200
         self.delay = 0.0
+        self.content_length = str
 
     @property
     def url(self):
@@ -64,8 +67,8 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         asked = self.headers.get("Range")
         server.ranges.append(asked)
-        if server.status != 200:
-            self.send_error(server.status)
+        if server.status != 200 or self.path == "/absent.bin":
+            self.send_error(404 if server.status == 200 else server.status)
             return
         start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
         if not server.honours_range:
@@ -79,12 +82,14 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(BODY) - 1}/{len(BODY)}")
-        self.send_header("Content-Length", str(len(BODY) - start))
+        if (length := server.content_length(len(BODY) - start)) is not None:
+            self.send_header("Content-Length", length)
         self.end_headers()
         end = server.cuts.pop(0) if server.cuts else len(BODY)
-        for position in range(start, end, 10_000):
-            self.wfile.write(BODY[position : min(position + 10_000, end)])
-            time.sleep(server.delay)
+        with suppress(ConnectionError):  # of a client that has heard enough
+            for position in range(start, end, 10_000):
+                self.wfile.write(BODY[position : min(position + 10_000, end)])
+                time.sleep(server.delay)
 
     def log_message(self, *args):
         pass
@@ -140,6 +145,8 @@ def test_array_checksum_sees_values_types_and_shapes():
     assert len(sums) == 5
     assert array_sha256(array) == array_sha256(array.astype(">i4"))
     assert array_sha256(array, array) != array_sha256(array)
+    with pytest.raises(ArgumentError, match="arrays must be of a type without objects"):
+        array_sha256(np.array([{}, None]))
 
 
 def test_fetch_brings_a_file_once(server, tmp_path):
@@ -155,9 +162,22 @@ def test_fetch_brings_a_file_once(server, tmp_path):
     assert list(path.parent.glob("*.part")) == []
 
 
-def test_fetch_shows_progress_only_on_a_terminal(server, tmp_path, capsys):
-    fetch(dataset(server.url), tmp_path, progress=True)
-    assert capsys.readouterr() == ("", "")
+@pytest.mark.parametrize(
+    ("terminal", "progress", "shown"),
+    [(False, True, False), (True, True, True), (True, False, False)],
+)
+def test_fetch_shows_progress_only_on_a_terminal(
+    server, tmp_path, capsys, monkeypatch, terminal, progress, shown
+):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    fetch(dataset(server.url), tmp_path, progress=progress)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert ("body.bin" in err) is shown
+    assert bool(err) is shown
 
 
 def test_a_broken_connection_is_continued(server, tmp_path):
@@ -234,6 +254,27 @@ def test_a_file_of_unknown_checksum_is_fetched_whole(server, tmp_path):
     server.cuts = [50_000]
     [path] = fetch(dataset(server.url, checksum=None), tmp_path)
     assert path.read_bytes() == BODY
+    assert server.ranges == [None, None]
+
+
+@pytest.mark.parametrize("size", [1000, len(BODY)])
+def test_a_stale_part_of_unknown_checksum_is_not_continued(server, tmp_path, size):
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "body.bin.part").write_bytes(b"x" * size)
+    [path] = fetch(dataset(server.url, checksum=None), tmp_path)
+    assert path.read_bytes() == BODY
+
+
+@pytest.mark.parametrize("given", [None, "many"])
+def test_without_a_length_only_a_checksum_tells_whether_a_file_is_whole(server, tmp_path, given):
+    server.content_length = lambda length: given
+    [path] = fetch(dataset(server.url), tmp_path)
+    assert path.read_bytes() == BODY
+    path.unlink()
+    server.cuts = [50_000]
+    with pytest.raises(DataError, match="neither its length nor its checksum is known"):
+        fetch(dataset(server.url, checksum=None), tmp_path)
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(("status", "requests"), [(404, 1), (403, 1), (503, 3)])
@@ -262,13 +303,35 @@ def test_a_root_that_cannot_be_made(server, tmp_path):
     assert server.ranges == []
 
 
-def test_a_root_without_permission(server, tmp_path, monkeypatch):
-    def refuse(self, *args, **kwargs):
+@pytest.mark.parametrize(
+    ("home", "call", "place"),
+    [(Path, "mkdir", "toy"), (os, "open", "toy"), (os, "replace", "body.bin")],
+)
+def test_a_root_without_permission(server, tmp_path, monkeypatch, home, call, place):
+    """To make the folder, its lock or the file in it."""
+
+    def refuse(*args, **kwargs):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(DataError, match=r"cannot write .*Permission denied.*CLUSTRAST_DATA"):
+    monkeypatch.setattr(home, call, refuse)
+    message = rf"cannot write \S*{place}: Permission denied; .*CLUSTRAST_DATA"
+    with pytest.raises(DataError, match=message):
         fetch(dataset(server.url), tmp_path)
+
+
+def test_a_file_that_cannot_be_read(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "body.bin").write_bytes(BODY)
+    monkeypatch.setattr(spec_module, "file_sha256", refuse)
+    for check in (
+        lambda: fetch(dataset(None), tmp_path),
+        lambda: locate(dataset(None), "body.bin", tmp_path),
+    ):
+        with pytest.raises(DataError, match=r"cannot read .*body.bin: Permission denied"):
+            check()
 
 
 def test_a_disk_that_fills_keeps_what_has_arrived(server, tmp_path, monkeypatch):
@@ -358,6 +421,49 @@ def test_a_file_by_hand_is_named_after_the_others_are_brought(server, tmp_path):
     assert fetch(spec, tmp_path) == []
 
 
+def test_one_refused_file_does_not_keep_the_others_away(server, tmp_path):
+    absent = server.url.replace("body.bin", "absent.bin")
+    spec = dataset(
+        server.url,
+        files=(
+            RemoteFile("absent.bin", absent, BODY_SHA256, ""),
+            RemoteFile("wrong.bin", server.url, sha256(b"other"), ""),
+            RemoteFile("manual.txt", None, None, "ask the authors"),
+            RemoteFile("body.bin", server.url, BODY_SHA256, ""),
+        ),
+    )
+    with pytest.raises(DataError) as caught:
+        fetch(spec, tmp_path)
+    message = str(caught.value)
+    for part in (f"cannot download {absent} (404", "wrong.bin.part is damaged", "ask the authors"):
+        assert part in message
+    assert "\n" not in message
+    assert (tmp_path / "toy" / "body.bin").read_bytes() == BODY
+    assert [file.name for file in missing(spec, tmp_path)] == [
+        "absent.bin",
+        "wrong.bin",
+        "manual.txt",
+    ]
+
+
+def test_fetch_reads_a_whole_file_once(server, tmp_path, monkeypatch):
+    whole = RemoteFile("whole.bin", server.url, BODY_SHA256, "")
+    spec = dataset(server.url, files=(whole, RemoteFile("body.bin", server.url, BODY_SHA256, "")))
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "whole.bin").write_bytes(BODY)
+    read = []
+    monkeypatch.setattr(
+        spec_module, "file_sha256", lambda path: read.append(path.name) or file_sha256(path)
+    )
+    fetch(spec, tmp_path)
+    assert read == ["whole.bin", "body.bin.part"]
+
+
+def test_a_file_that_the_data_set_does_not_have(tmp_path):
+    with pytest.raises(ArgumentError, match=r"file of toy must be one of body.bin, got 'nothing'"):
+        locate(dataset(None), "nothing", tmp_path)
+
+
 def test_a_file_that_only_comes_by_hand_needs_no_writable_root(tmp_path):
     (tmp_path / "file").write_text("")
     spec = dataset(None, checksum=None)
@@ -375,8 +481,11 @@ def test_a_pack_stands_for_the_files_it_holds(server, tmp_path):
     assert server.ranges == []
     assert locate(spec, "pack.npz", tmp_path) == pack
     pack.write_bytes(b"pac")
-    with pytest.raises(DataError, match=r"pack.npz is damaged"):
-        locate(spec, "pack.npz", tmp_path)
+    for check in (locate, fetch):
+        arguments = (spec, "pack.npz", tmp_path) if check is locate else (spec, tmp_path)
+        with pytest.raises(DataError, match=r"pack.npz is damaged.*; restore it, or delete it and"):
+            check(*arguments)
+    assert server.ranges == []
     lacking = dataset(server.url, packed="pack.npz", packed_lacks=("body.bin",))
     assert missing(lacking, tmp_path) == list(lacking.files)
 
@@ -393,55 +502,74 @@ def test_file_checksum(tmp_path):
     assert file_sha256(tmp_path / "file") == sha256(BODY)
 
 
-def make_zip(path, name="folder/file.txt"):
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(name, "content")
+@pytest.mark.parametrize("error", [DataError, RunError])
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path, error):
+    path = tmp_path / "folder" / "file"
+    write_text(path, "old", error)
+    with pytest.raises(error, match=r"cannot write .*file: No space left"), replacing(path, error):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "half a \ud800", error)
+    with pytest.raises(error, match="cannot write"), replacing(path, error):
+        pass  # nothing was written
+    assert path.read_text() == "old"
+    write_text(path, "новое", error)
+    assert path.read_text(encoding="utf-8") == "новое"
+    assert list(tmp_path.rglob("*")) == [path.parent, path]
 
 
-def make_tar(path, name="folder/file.txt", **attributes):
-    member = tarfile.TarInfo(name)
-    member.size = len(b"content")
-    for key, value in attributes.items():
-        setattr(member, key, value)
-    with tarfile.open(path, "w:gz") as archive:
-        archive.addfile(member, io.BytesIO(b"content"))
+def test_two_writers_of_a_file_do_not_share_the_temporary_one(tmp_path):
+    path = tmp_path / "file"
+    with replacing(path, RunError) as first, replacing(path, RunError) as second:
+        first.write_text("first")
+        second.write_text("second")
+        assert first.parent == second.parent == tmp_path
+        assert first.name.startswith(".file.")
+        assert first.suffix == ".tmp"
+    assert path.read_text() == "first"
 
 
-@pytest.mark.parametrize("make", [make_zip, make_tar])
-def test_unpack(tmp_path, make):
-    make(tmp_path / "archive")
-    folder = unpack(tmp_path / "archive", tmp_path / "unpacked")
-    assert (folder / "folder" / "file.txt").read_text() == "content"
-    with pytest.raises(DataError, match="exists"):
-        unpack(tmp_path / "archive", folder)
+def test_a_folder_that_cannot_be_made_is_the_error_that_was_asked_for(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"cannot write .*below"):
+        write_text(tmp_path / "file" / "below", "text", RunError)
 
 
-@pytest.mark.parametrize("make", [make_zip, make_tar])
-@pytest.mark.parametrize("name", ["../out.txt", "/out.txt", "a/../../out.txt", "C:\\out.txt"])
-def test_unpack_stays_in_its_folder(tmp_path, make, name):
-    inner = tmp_path / "inner"
-    inner.mkdir()
-    make(inner / "archive", name)
-    with pytest.raises(DataError, match="outside"):
-        unpack(inner / "archive", inner / "unpacked")
-    assert list(tmp_path.rglob("*")) == [inner, inner / "archive"]
+def test_the_bytes_are_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
+    calls = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: calls.append("fsync") or fsync(fd))
+    monkeypatch.setattr(os, "replace", lambda *paths: calls.append("replace") or replace(*paths))
+    (tmp_path / "new").write_text("text")
+    put_in_place(tmp_path / "new", tmp_path / "file")
+    assert calls == ["fsync", "replace"]
+    assert (tmp_path / "file").read_text() == "text"
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
-def test_unpack_takes_plain_files_only(tmp_path, kind):
-    make_tar(tmp_path / "archive", "link", type=kind, linkname="archive", size=0)
-    with pytest.raises(DataError, match="not a plain file"):
-        unpack(tmp_path / "archive", tmp_path / "unpacked")
-    assert not (tmp_path / "unpacked").exists()
+def test_arrays_of_any_notation_become_tensors():
+    rows = np.arange(6).reshape(2, 3)
+    expected = torch.arange(6).view(2, 3)
+    for values in (rows, rows.tolist(), rows.astype(">i8"), rows[::-1][::-1], expected):
+        assert torch.equal(as_tensor("x", values), expected)
+    for values in (sp.csr_matrix(rows), sp.coo_array(rows), expected.to_sparse(), rows):
+        assert torch.equal(dense_tensor("x", values), expected)
 
 
-@pytest.mark.parametrize("make", [make_zip, make_tar])
-@pytest.mark.parametrize("position", [2, 20, 40, 60])
-def test_unpack_of_a_damaged_archive_leaves_nothing(tmp_path, make, position):
-    make(tmp_path / "archive")
-    content = bytearray((tmp_path / "archive").read_bytes())
-    content[position : position + 7] = b"damaged"
-    (tmp_path / "archive").write_bytes(content)
-    with pytest.raises(DataError, match="cannot unpack"):
-        unpack(tmp_path / "archive", tmp_path / "unpacked")
-    assert [path.name for path in tmp_path.iterdir()] == ["archive"]
+@pytest.mark.parametrize("values", [None, "text", ["a"], [[1], [2, 3]], [{}], sp.eye_array(2)])
+def test_what_is_no_array_of_numbers_is_named(values):
+    with pytest.raises(ArgumentError, match="y must be an array of numbers, got"):
+        as_tensor("y", values)
+
+
+def test_integers_of_any_type_are_taken_and_nothing_else():
+    for value in (3, np.int64(3), np.uint8(3), torch.tensor(3)):
+        number = require_int("k", value, 3, 3)
+        assert (number, type(number)) == (3, int)
+    for value in (2, 2.5, 3.0, True, np.True_, "3", None, [3]):
+        with pytest.raises(ArgumentError, match="k must be an integer of at least 3, got"):
+            require_int("k", value, 3)
+    assert require_int("k", 0, 0) == 0
+    with pytest.raises(ArgumentError, match="k must be an integer from 0 to 5, got True"):
+        require_int("k", True, 0, 5)
+    with pytest.raises(ArgumentError, match="k must be an integer from 1 to 5, got 6"):
+        require_int("k", 6, 1, 5)

@@ -1,6 +1,8 @@
 import math
 
+import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 
 from common.errors import ArgumentError
@@ -70,6 +72,33 @@ def test_far_from_the_origin_float32_input_keeps_its_neighbors():
     assert as_lists(knn_graph(x, 3), 3) == slow_neighbors(x, 3, "euclidean")
 
 
+def test_far_from_the_origin_float64_input_keeps_its_neighbors():
+    near = torch.randn(40, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    far = near + torch.tensor([1e8, -1e8, 0.0], dtype=torch.float64)
+    assert as_lists(knn_graph(far, 3), 3) == slow_neighbors(far, 3, "euclidean")
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-14, 1e200])
+def test_cosine_does_not_depend_on_the_scale_of_a_row(scale):
+    x = torch.randn(40, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    scales = torch.ones(40, 1, dtype=torch.float64)
+    scales[::2] = scale
+    assert torch.equal(knn_graph(x * scales, 3, metric="cosine"), knn_graph(x, 3, metric="cosine"))
+
+
+def test_numpy_and_sparse_input_give_the_graph_of_the_same_numbers():
+    x = torch.randint(0, 4, (30, 5), generator=torch.Generator().manual_seed(6)).float()
+    expected = knn_graph(x, 3)
+    for same in (x.numpy(), sp.csr_array(x.numpy()), sp.csr_matrix(x.numpy()), x.to_sparse()):
+        assert torch.equal(knn_graph(same, 3), expected)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_sparse_csr_tensors_are_taken():
+    x = torch.eye(6, 4)
+    assert torch.equal(knn_graph(x.to_sparse_csr(), 2), knn_graph(x, 2))
+
+
 def test_integer_and_half_input_give_the_graph_of_the_same_numbers():
     x = torch.randint(0, 9, (30, 4), generator=torch.Generator().manual_seed(2))
     expected = knn_graph(x.double(), 3)
@@ -89,10 +118,16 @@ def test_gpu_equals_cpu():
     ("arguments", "named"),
     [
         ({"x": torch.ones(3)}, "x must be"),
-        ({"n_neighbors": 0}, "n_neighbors"),
-        ({"n_neighbors": 4}, "n_neighbors"),
+        ({"x": torch.ones(1, 3)}, "x must be .* n of at least 2"),
+        ({"x": torch.ones(4, 2, dtype=torch.complex64)}, "x must be real"),
+        ({"x": np.array([["a"], ["b"]])}, "x must be an array of numbers"),
+        ({"n_neighbors": 0}, "n_neighbors must be an integer from 1 to 3, got 0"),
+        ({"n_neighbors": 4}, "n_neighbors must be an integer from 1 to 3, got 4"),
+        ({"n_neighbors": 2.5}, "n_neighbors must be an integer"),
+        ({"n_neighbors": True}, "n_neighbors must be an integer"),
         ({"metric": "heat"}, "metric"),
         ({"block_size": 0}, "block_size"),
+        ({"block_size": 1.5}, "block_size"),
         ({"x": torch.tensor([[0.0], [torch.nan], [1.0], [2.0]])}, "x has values"),
         ({"x": torch.tensor([[0.0], [torch.inf], [1.0], [2.0]])}, "x has values"),
         ({"x": torch.tensor([[0.0], [1e200], [1.0]], dtype=torch.float64)}, "x has values"),

@@ -253,12 +253,12 @@ def test_an_isolated_node_and_an_empty_cluster_are_trained_through(make):
     [
         (lambda: SCGC(4, 3, variant="scgc2"), "variant must be 'scgc' or 'scgc\\*', got 'scgc2'"),
         (lambda: SCGC(4, 3, alpha=-1.0), "alpha must be at least 0, finite, got -1.0"),
-        (lambda: SCGC(4, 1), "n_clusters must be at least 2, got 1"),
-        (lambda: SCGC(0, 3), "in_dim must be at least 1, got 0"),
-        (lambda: PamC(4, 3, order=0), "order must be at least 1, got 0"),
+        (lambda: SCGC(4, 1), "n_clusters must be an integer of at least 2, got 1"),
+        (lambda: SCGC(0, 3), "in_dim must be an integer of at least 1, got 0"),
+        (lambda: PamC(4, 3, order=0), "order must be an integer of at least 1, got 0"),
         (lambda: PamC(4, 3, beta=float("nan")), "beta must be at least 0, finite, got nan"),
-        (lambda: PamC(4, 3, pretraining_epochs=-1), "pretraining_epochs must be at least 0"),
-        (lambda: PamC(4, 3, kmeans_restarts=0), "kmeans_restarts must be at least 1"),
+        (lambda: PamC(4, 3, pretraining_epochs=-1), "pretraining_epochs must be an integer of at least 0"),
+        (lambda: PamC(4, 3, kmeans_restarts=0), "kmeans_restarts must be an integer of at least 1"),
     ],
 )
 def test_bad_hyper_parameters_name_themselves(make, message):

@@ -14,8 +14,9 @@ import scipy.sparse as sp
 import torch
 from torch_geometric.data import Data
 
-from common.data import array_sha256, file_sha256, locate
+from common.data import array_sha256, locate
 from common.errors import ArgumentError, DataError
+from common.files import file_sha256
 from common.neighbors import knn_graph
 from graphs.data import SPECS, AttributedGraph, attributed_graph, load_graph
 from graphs.data.attributed import Batches
@@ -57,6 +58,10 @@ def test_numpy_torch_lists_and_sparse_features_give_the_same_graph():
     assert attributed_graph(x, edges, y).checksum == expected
     assert attributed_graph(x.to_sparse(), edges, y.int()).checksum == expected
     assert attributed_graph(X.tolist(), EDGES.T.tolist(), LABELS.tolist()).checksum == expected
+    assert attributed_graph(sp.csr_matrix(X), EDGES.T, LABELS).checksum == expected
+    assert attributed_graph(sp.coo_array(X), EDGES.T.astype(np.uint64), LABELS).checksum == expected
+    big = (X.astype(">f4"), EDGES.T.astype(">i4"), LABELS.astype(">i8"))
+    assert attributed_graph(*big, n_clusters=np.int64(2)).checksum == expected
 
 
 def test_the_graph_does_not_share_memory_with_the_arguments():
@@ -86,6 +91,11 @@ def test_read_only_arrays_are_taken_without_a_warning(recwarn):
         ),
         ({"x": np.where(X > 0, np.inf, X)}, r"x must be finite, got inf at node 0, feature 0 \(5 "),
         ({"x": X.astype(np.float64) * 1e200}, r"x must be finite"),
+        ({"x": [["a", "b"], ["c", "d"]]}, r"x must be an array of numbers"),
+        ({"x": [[1.0], [2.0, 3.0]]}, r"x must be an array of numbers, got list"),
+        ({"edge_index": "edges"}, r"edge_index must be an array of numbers, got str"),
+        ({"edge_index": sp.eye_array(5)}, r"edge_index must be an array of numbers"),
+        ({"y": list("abcde")}, r"y must be an array of numbers, got list"),
         ({"x": X[0]}, r"x must be real and \(n, d\)"),
         ({"x": X.astype(complex)}, r"x must be real"),
         ({"x": X[:1]}, r"x must have at least 2 nodes"),
@@ -93,8 +103,10 @@ def test_read_only_arrays_are_taken_without_a_warning(recwarn):
         ({"y": LABELS[:4]}, r"y must hold one label for each of 5 nodes"),
         ({"y": LABELS[:, None]}, r"y must hold one label"),
         ({"y": LABELS * 1.0}, r"y must hold integers"),
-        ({"n_clusters": 6}, r"n_clusters must be between 1 and n = 5, got 6"),
-        ({"n_clusters": 0}, r"n_clusters must be between 1 and n = 5, got 0"),
+        ({"n_clusters": 6}, r"n_clusters must be an integer from 1 to 5, got 6"),
+        ({"n_clusters": 0}, r"n_clusters must be an integer from 1 to 5, got 0"),
+        ({"n_clusters": 2.5}, r"n_clusters must be an integer from 1 to 5, got 2.5"),
+        ({"n_clusters": True}, r"n_clusters must be an integer from 1 to 5, got True"),
         ({"y": None}, r"n_clusters must be given"),
     ],
 )
@@ -153,7 +165,8 @@ def test_digits_follow_the_definition():
         ("cora", None, r"dataset must be one of digits, acm, .* got 'cora'"),
         ("acm", 3, r"n_neighbors must be None for acm, whose graph is given, got 3"),
         ("usps", 4, r"n_neighbors must be one of 1, 3, 5, 10 for usps, got 4"),
-        ("digits", 0, r"n_neighbors must be at least 1"),
+        ("usps", 3.0, r"n_neighbors must be an integer of at least 1, got 3.0"),
+        ("digits", 0, r"n_neighbors must be an integer of at least 1, got 0"),
         ("digits", 1797, r"n_neighbors"),
     ],
 )
@@ -230,6 +243,16 @@ def test_a_pack_of_labels_and_graphs_with_features_by_hand(monkeypatch, tmp_path
     assert "github.com/bdy9527/SDCN" in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["hhar", "reuters"])
+def test_features_by_hand_are_not_rounded_with_or_without_the_pack(monkeypatch, tmp_path, name):
+    spec = shrink(monkeypatch, name)
+    folder = write_text(tmp_path, spec, x=X.astype(np.float64) + 1.23456789e-5)
+    expected = load_graph(name, tmp_path)
+    assert expected.x[2, 0] == np.float32(1.23456789e-5)
+    np.savez(folder / spec.packed, y=LABELS, **{f"knn{k}_raw": EDGES for k in spec.edges})
+    assert load_graph(name, tmp_path).checksum == expected.checksum
+
+
 def test_pack_and_text_give_the_same_graph(monkeypatch, tmp_path):
     third = np.float32(1) / 3
     spec = shrink(monkeypatch, "usps")
@@ -244,12 +267,15 @@ def test_pack_and_text_give_the_same_graph(monkeypatch, tmp_path):
     ("changes", "message"),
     [
         ({"labels": LABELS[:4]}, r"dblp: y must hold one label for each of 5 nodes"),
-        ({"labels": [0, 1, 2, 1, 1]}, r"dblp: .* 3 classes, not 2; remove .* fetch dblp"),
+        (
+            {"labels": [0, 1, 2, 1, 1]},
+            r"dblp: 3 classes, not 2, in \S*/dblp_label.txt; remove that and get .* fetch dblp`$",
+        ),
         ({"labels": ["a"] * 5}, r"dblp_label.txt is not a table of numbers"),
         ({"edges": [[0, 1], [2, 9], [1, 3]]}, r"dblp: edge_index names node 9"),
-        ({"edges": EDGES[:2]}, r"dblp: the files hold 1 edges, not 3"),
+        ({"edges": EDGES[:2]}, r"dblp: 1 edges, not 3, in \S*/dblp_graph.txt"),
         ({"edges": [[0, 1, 2]]}, r"dblp: edge_index must be \(2, e\)"),
-        ({"x": X[:, :2]}, r"dblp: the files hold 2 features, not 3"),
+        ({"x": X[:, :2]}, r"dblp: 2 features, not 3, in \S*/dblp.txt"),
         ({"x": np.where(X == 3, np.nan, X)}, r"dblp: x must be finite, got nan at node 4"),
         ({"x": [[0, 1, 2], [3, 4]]}, r"dblp.txt is not a table of numbers"),
         ({"x": []}, r"dblp.txt is not a table of numbers"),
@@ -263,12 +289,28 @@ def test_files_that_do_not_hold_the_data_set(monkeypatch, tmp_path, changes, mes
         load_graph("dblp", tmp_path)
 
 
+def test_a_wrong_file_is_named_and_no_other_is_told_to_be_removed(monkeypatch, tmp_path):
+    spec = shrink(monkeypatch, "hhar")
+    folder = write_text(tmp_path, spec, x=X[:, :2])
+    with pytest.raises(DataError, match=r"in \S*/hhar.txt; it has to be brought by hand") as caught:
+        load_graph("hhar", tmp_path)
+    assert "remove" not in str(caught.value)
+    write_text(tmp_path, spec)
+    np.savez(folder / spec.packed, y=LABELS % 2 + [0, 0, 0, 0, 2], knn5_raw=EDGES)
+    with pytest.raises(
+        DataError, match=r"3 classes, not 2, in \S*_only.npz; restore it, or delete"
+    ):
+        load_graph("hhar", tmp_path)
+
+
 def test_other_features_than_the_published(monkeypatch, tmp_path):
     spec = shrink(monkeypatch, "acm", features_sha256=array_sha256(X))
     write_text(tmp_path, spec)
     load_graph("acm", tmp_path)
     write_text(tmp_path, spec, x=np.where(X == 3, 4, X))
-    with pytest.raises(DataError, match="acm: the features are not the published ones"):
+    with pytest.raises(
+        DataError, match=r"acm: other features than the published ones, in \S*/acm.txt"
+    ):
         load_graph("acm", tmp_path)
 
 
@@ -305,6 +347,19 @@ def test_a_pack_without_an_array_or_with_objects(monkeypatch, tmp_path):
         load_graph("acm", tmp_path)
     np.savez(pack, x=X, y=np.array([{}] * 5), edges_raw=EDGES)
     with pytest.raises(DataError, match=r"allow_pickle"):
+        load_graph("acm", tmp_path)
+
+
+def test_a_pack_of_damaged_compressed_bytes(monkeypatch, tmp_path):
+    spec = shrink(monkeypatch, "acm")
+    (tmp_path / "acm").mkdir()
+    pack = tmp_path / "acm" / spec.packed
+    np.savez_compressed(pack, y=LABELS)
+    content = bytearray(pack.read_bytes())
+    start = 30 + int.from_bytes(content[26:28], "little") + int.from_bytes(content[28:30], "little")
+    content[start] ^= 0b110  # an unknown kind of block
+    pack.write_bytes(content)
+    with pytest.raises(DataError, match=r"not the pack of acm: .*decompressing"):
         load_graph("acm", tmp_path)
 
 
@@ -400,16 +455,20 @@ def test_planetoid_features_in_the_order_of_the_nodes(tmp_path):
     tested = python2_pickle(tmp_path / "tx", sp.csr_matrix(X[3:]))
     index = tmp_path / "test.index"
     index.write_text("4\n2\n")
-    features = planetoid_features(known, tested, index)
+    features = planetoid_features(known, tested, index, shape=(5, 3))
     assert features.dtype == np.float32
     assert features == pytest.approx(np.stack([X[0], X[1], X[4], 0 * X[0], X[3]]))
-    for wrong in ("4\n", "1\n2\n", "2\n2\n", "4\n2\n3\n", ""):
+    for shape in [(4, 3), (6, 3), (5, 2)]:
+        with pytest.raises(DataError, match="do not make"):
+            planetoid_features(known, tested, index, shape=shape)
+    for wrong in ("4\n", "4\n1\n", "4\n4\n", "4\n2\n3\n", "3\n2\n", "2\n1000000000000\n", ""):
         index.write_text(wrong)
-        with pytest.raises(DataError, match="do not belong together"):
-            planetoid_features(known, tested, index)
-    index.write_text("four\n")
-    with pytest.raises(DataError, match="not a list of node ids"):
-        planetoid_features(known, tested, index)
+        with pytest.raises(DataError, match="do not make 5 x 3 features together"):
+            planetoid_features(known, tested, index, shape=(5, 3))
+    for wrong in ("four\n", "9" * 30):
+        index.write_text(wrong)
+        with pytest.raises(DataError, match="not a list of node ids"):
+            planetoid_features(known, tested, index, shape=(5, 3))
 
 
 def test_citeseer_from_planetoid_files(monkeypatch, tmp_path):
@@ -654,7 +713,7 @@ def test_a_named_data_set_loads_in_setup_once(monkeypatch, tmp_path):
         AttributedGraph("nothing").setup("fit")
 
 
-@pytest.mark.parametrize("batch_size", [0, -1])
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5, True])
 def test_a_wrong_batch_size_is_named(batch_size):
     with pytest.raises(ArgumentError, match="batch_size"):
         AttributedGraph("digits", batch_size=batch_size)
