@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from common.errors import RunError
+from common.errors import RunError, require
 
 
 @dataclass(frozen=True)
@@ -67,16 +67,6 @@ def compare(
     }
 
 
-def parser(name: str, description: str) -> argparse.ArgumentParser:
-    """The options all speed benchmarks share."""
-    made = argparse.ArgumentParser(prog=f"clustrast speed {name}", description=description)
-    made.add_argument("--rounds", type=int, default=3, help="fresh processes a contender")
-    made.add_argument("--threads", type=int, default=2, help="CPU threads a contender")
-    made.add_argument("--json", action="store_true", help="print the measurements as JSON")
-    made.add_argument("--contender", help=argparse.SUPPRESS)
-    return made
-
-
 @dataclass(frozen=True)
 class Goal:
     """``ours`` against ``peer``: at most these ratios of time and memory (None: no goal)."""
@@ -122,6 +112,39 @@ def report(results: dict[str, Measurement], goals: Iterable[Goal], as_json: bool
             )
         console.print(table)
     return 0 if all(ratio["met"] for ratio in ratios) else 1
+
+
+def run(
+    name: str,
+    prepare: Callable[[str], Callable[[], object]],
+    contenders: Sequence[str],
+    goals: Iterable[Goal],
+    argv: Sequence[str] | None,
+    steps: int = 5,
+) -> int:
+    """The command ``clustrast speed NAME``; with ``--contender`` the process of one of them.
+
+    Args:
+        prepare: from a contender to its step, see :func:`measure`.
+        steps: timed steps of a process, after one that is not timed.
+    """
+    module = f"benchmarks.speed.{name}"
+    parser = argparse.ArgumentParser(prog=f"clustrast speed {name}")
+    parser.add_argument("--rounds", type=int, default=3, help="fresh processes a contender")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads a contender")
+    parser.add_argument("--json", action="store_true", help="print the measurements as JSON")
+    parser.add_argument("--contender", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    require(args.rounds >= 1, "--rounds", args.rounds, "at least 1")
+    require(args.threads >= 1, "--threads", args.threads, "at least 1")
+    if args.contender is None:
+        return report(compare(module, contenders, args.rounds, args.threads), goals, args.json)
+    require(args.contender in contenders, "contender", args.contender, f"one of {contenders}")
+    import lightning  # noqa: F401  (imports are not part of what is measured)
+    import torch_geometric.data  # noqa: F401
+
+    print(json.dumps(asdict(measure(lambda: prepare(args.contender), steps, args.threads))))
+    return 0
 
 
 def _status(field: str) -> int:

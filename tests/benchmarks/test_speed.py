@@ -54,7 +54,9 @@ def test_goals_speak_of_contenders(module):
     for goal in module.GOALS:
         assert {goal.ours, goal.peer} <= set(module.CONTENDERS)
     with pytest.raises(ArgumentError, match="contender must be one of"):
-        module.prepare("nobody")
+        module.main(["--contender", "nobody"])
+    with pytest.raises(ArgumentError, match="--rounds must be at least 1, got 0"):
+        module.main(["--rounds", "0"])
 
 
 def test_both_forms_of_the_contrast_agree(monkeypatch):

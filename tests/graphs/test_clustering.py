@@ -257,7 +257,10 @@ def test_an_isolated_node_and_an_empty_cluster_are_trained_through(make):
         (lambda: SCGC(0, 3), "in_dim must be an integer of at least 1, got 0"),
         (lambda: PamC(4, 3, order=0), "order must be an integer of at least 1, got 0"),
         (lambda: PamC(4, 3, beta=float("nan")), "beta must be at least 0, finite, got nan"),
-        (lambda: PamC(4, 3, pretraining_epochs=-1), "pretraining_epochs must be an integer of at least 0"),
+        (
+            lambda: PamC(4, 3, pretraining_epochs=-1),
+            "pretraining_epochs must be an integer of at least 0",
+        ),
         (lambda: PamC(4, 3, kmeans_restarts=0), "kmeans_restarts must be an integer of at least 1"),
     ],
 )
