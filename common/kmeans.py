@@ -9,16 +9,18 @@ the same iteration on rows of unit length whose means are put back on the sphere
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
+from operator import itemgetter
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from common.errors import ArgumentError
+from common.errors import ArgumentError, require, require_int
 
 Metric = Literal["euclidean", "cosine"]
 Engine = Literal["auto", "torch", "faiss"]
@@ -30,8 +32,9 @@ class KMeans:
 
     Distances are evaluated block by block and never as one ``(n, k)`` matrix; besides that there is
     one working copy of ``x`` (scaled and centred, so that neither large offsets nor values such as
-    1e30 cost precision) and a few numbers per row. float16 and bfloat16 come in and float32 is
-    computed with; float64 stays float64. Autocast is switched off inside.
+    1e30 cost precision) and for each row one or two dozen numbers, most of them while seeding.
+    float16 and bfloat16 come in and float32 is computed with; float64 stays float64. Sums over a
+    cluster do not lose precision with the number of rows. Autocast is switched off inside.
 
     In a distributed job each rank clusters the rows it was given: nothing is communicated.
 
@@ -68,7 +71,9 @@ class KMeans:
 
     Raises:
         ArgumentError: an argument out of its range, here or in :meth:`fit`; rows or weights that
-            are not finite; more clusters than rows.
+            are not finite; more clusters than rows; ``init``, or rows for :meth:`predict`, more
+            than 2^60 times as large as the rows of :meth:`fit`. A ``fit`` that fails leaves the
+            attributes as they were.
 
     Source:
         Lloyd, 1982; Arthur and Vassilvitskii, k-means++, SODA 2007; Dhillon and Modha, Concept
@@ -105,27 +110,25 @@ class KMeans:
         seed: int | None = None,
         memory_budget: int | None = None,
     ):
-        _require_positive("n_clusters", n_clusters)
-        _require_positive("n_init", n_init)
-        _require_positive("max_iter", max_iter)
-        if memory_budget is not None:
-            _require_positive("memory_budget", memory_budget)
-        if not tol >= 0:
-            raise ArgumentError(f"tol must be at least 0, got {tol}")
-        _require_choice("metric", metric, "euclidean", "cosine")
-        _require_choice("engine", engine, "auto", "torch", "faiss")
-        if not isinstance(init, Tensor):
-            _require_choice("init", init, "k-means++", "random", "a (k, d) tensor of centroids")
-        self.n_clusters = n_clusters
+        require(metric in ("euclidean", "cosine"), "metric", metric, "euclidean or cosine")
+        require(engine in ("auto", "torch", "faiss"), "engine", engine, "auto, torch or faiss")
+        drawn = isinstance(init, str) and init in ("k-means++", "random")
+        expected = "k-means++, random or a (k, d) tensor of centroids"
+        require(drawn or isinstance(init, Tensor), "init", init, expected)
+        require(tol >= 0, "tol", tol, "at least 0")
+        self.n_clusters = require_int("n_clusters", n_clusters, 1)
         self.metric = metric
         self.init = init
-        self.n_init = n_init
-        self.max_iter = max_iter
+        self.n_init = require_int("n_init", n_init, 1)
+        self.max_iter = require_int("max_iter", max_iter, 1)
         self.tol = tol
         self.engine = engine
         self.seed = seed
+        if memory_budget is not None:
+            memory_budget = require_int("memory_budget", memory_budget, 1)
         self.memory_budget = memory_budget
 
+    @torch.no_grad()
     def fit(self, x: Tensor, weights: Tensor | None = None) -> Self:
         """Finds the centroids of ``(n, d)`` rows with ``(n,)`` non-negative weights (default 1)."""
         _require_rows("x", x)
@@ -134,57 +137,62 @@ class KMeans:
                 f"n_clusters must be at most the number of rows, "
                 f"got n_clusters={self.n_clusters} for n={len(x)}"
             )
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            return self._fit(x, _checked_weights(weights, x))
+        with torch.autocast(x.device.type, enabled=False):
+            weights = _checked_weights(weights, x)
+            frame = _Frame(x, self.metric)
+            x = frame.inwards("x", x)
+            if frame.spherical:
+                weights = weights * x.any(dim=1)
+                if not weights.any():
+                    raise ArgumentError("x must have a non-zero row of positive weight for cosine")
+            heaviest = weights.max()
+            weights = weights / heaviest
+            if not frame.spherical:
+                x = frame.center(x, weights)
+            engine, nearest = self._search(x)
+            restarts = self._restarts(frame, x, weights, nearest)
+            _, centroids, n_iter = min(restarts, key=itemgetter(0))
 
+            self._frame, self.engine_used, self.n_iter = frame, engine, n_iter
+            self.centroids = frame.outwards(centroids)
+            centroids = frame.inwards("centroids", self.centroids)
+            self.labels = frame.labels(x, centroids, nearest)
+            objective = _objective(x, weights, centroids, self.labels, self._budget(x))
+            self.inertia = frame.outward_cost(objective * float(heaviest))
+        return self
+
+    @torch.no_grad()
     def predict(self, x: Tensor) -> Tensor:
         """Nearest centroid ``(n,)`` of each of ``(n, d)`` rows."""
         if not hasattr(self, "centroids"):
             raise ArgumentError("predict needs centroids: call fit first")
         _require_rows("x", x, width=self.centroids.shape[1])
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            centroids = self._inwards(self.centroids.to(x.device))
-            labels, _ = self._nearest(self._inwards(x), self._engine_for(x))(centroids[None])
-        return labels[0]
+        with torch.autocast(x.device.type, enabled=False):
+            centroids = self._frame.inwards("centroids", self.centroids.to(x.device))
+            x = self._frame.inwards("x", x)
+            _, nearest = self._search(x)
+            return self._frame.labels(x, centroids, nearest)
 
     def fit_predict(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
         """:meth:`fit`, then ``labels``."""
         return self.fit(x, weights).labels
 
-    def _fit(self, x: Tensor, weights: Tensor) -> Self:
-        self._set_frame(x, weights)
-        x = self._inwards(x)
-        if self.metric == "cosine":
-            weights = weights * x.any(dim=1)
-            if not weights.any():
-                raise ArgumentError("x must have a non-zero row of positive weight for cosine")
-        heaviest = weights.max()
-        weights = weights / heaviest
-        self.engine_used = self._engine_for(x)
-        nearest = self._nearest(x, self.engine_used)
-
-        lowest = math.inf
-        for start in self._starts(x, weights):
+    def _restarts(
+        self, frame: "_Frame", x: Tensor, weights: Tensor, nearest: Nearest
+    ) -> Iterator[tuple[float, Tensor, int]]:
+        """Objective, centroids ``(k, d)`` and iterations of the best of each batch of restarts."""
+        for start in self._starts(frame, x, weights):
             centroids, n_iter = self._lloyd(x, weights, start, nearest)
-            objective = nearest(centroids)[1] @ weights  # (r,)
-            best = int(objective.argmin())
-            if objective[best] < lowest:
-                lowest, self.n_iter = float(objective[best]), int(n_iter[best])
-                self.centroids = self._outwards(centroids[best])
+            objectives = nearest(centroids)[1] @ weights  # (r,)
+            best = int(objectives.argmin())
+            yield float(objectives[best]), centroids[best], int(n_iter[best])
 
-        centroids = self._inwards(self.centroids)
-        self.labels = nearest(centroids[None])[0][0]
-        self.inertia = self._outward_cost(
-            _objective(x, weights, centroids, self.labels, self._budget(x)) * float(heaviest)
-        )
-        return self
-
-    def _starts(self, x: Tensor, weights: Tensor) -> Iterator[Tensor]:
+    def _starts(self, frame: "_Frame", x: Tensor, weights: Tensor) -> Iterator[Tensor]:
         """The restarts' centroids ``(r, k, d)``, as many at once as the memory budget holds."""
         if isinstance(self.init, Tensor):
             _require_rows("init", self.init, width=x.shape[1], length=self.n_clusters)
-            init = self._inwards(self.init.to(x.device))
-            if self.metric == "cosine" and not init.any(dim=1).all():
+            init = frame.inwards("init", self.init.to(x.device))
+            if frame.spherical and not init.any(dim=1).all():
                 raise ArgumentError("init must have no zero row for cosine")
             yield init[None]
             return
@@ -200,7 +208,7 @@ class KMeans:
                 yield x[keys.topk(k).indices]
             return
         trials = 2 + int(math.log(k))
-        draws = torch.randint(2**62, (self.n_init, k, trials), generator=generator)
+        draws = torch.randint(2**31, (self.n_init, k, trials), generator=generator)
         for part in draws.to(x.device).split(at_once):
             yield _plus_plus(x, weights, part)
 
@@ -225,34 +233,59 @@ class KMeans:
                 break
         return centroids, n_iter
 
-    def _engine_for(self, x: Tensor) -> Literal["torch", "faiss"]:
-        return choose_engine(x, self.n_clusters) if self.engine == "auto" else self.engine
-
-    def _nearest(self, x: Tensor, engine: Literal["torch", "faiss"]) -> Nearest:
+    def _search(self, x: Tensor) -> tuple[Literal["torch", "faiss"], Nearest]:
+        """The engine for rows as :meth:`_Frame.inwards` gives them, and its search over them."""
+        engine = choose_engine(x, self.n_clusters) if self.engine == "auto" else self.engine
         if engine == "faiss":
-            return _faiss_nearest(x)
-        return partial(_nearest, x, _squared_norms(x), self._budget(x))
+            return engine, _faiss_nearest(x)
+        return engine, partial(_nearest, x, _squared_norms(x), self._budget(x))
 
     def _budget(self, x: Tensor) -> int:
         return self.memory_budget or (4 if x.device.type == "cpu" else 256) * 2**20
 
-    def _set_frame(self, x: Tensor, weights: Tensor) -> None:
-        """Power of two and origin of the frame the arithmetic takes place in."""
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        largest = max(float(x.abs().amax()), torch.finfo(dtype).tiny)
-        self._dtype, self._scale = dtype, 2.0 ** (math.frexp(largest)[1] - 1)
-        weights = weights / weights.max()
-        self._origin = weights @ (x.to(dtype) / self._scale) / weights.sum()  # (d,)
 
-    def _inwards(self, x: Tensor) -> Tensor:
-        x = x.to(self._dtype)
-        return _unit(x) if self.metric == "cosine" else x / self._scale - self._origin.to(x.device)
+class _Frame:
+    """Precision, scale (a power of two) and origin ``(d,)`` that the arithmetic takes place in.
 
-    def _outwards(self, centroids: Tensor) -> Tensor:
-        return centroids if self.metric == "cosine" else (centroids + self._origin) * self._scale
+    For cosine the rows are put on the unit sphere instead.
+    """
 
-    def _outward_cost(self, objective: float) -> float:
-        return objective / 2 if self.metric == "cosine" else objective * self._scale**2
+    def __init__(self, x: Tensor, metric: Metric):
+        self.dtype = _precision(x)
+        self.spherical = metric == "cosine"
+        largest = max(_largest(x), torch.finfo(self.dtype).tiny)
+        self.scale = 2.0 ** (math.frexp(largest)[1] - 1)
+        self.origin = torch.zeros(x.shape[1], dtype=self.dtype, device=x.device)
+
+    def center(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Makes the mean of the scaled rows the origin; changes ``x``."""
+        self.origin = weights @ x / weights.sum()
+        return x.sub_(self.origin)
+
+    def inwards(self, name: str, x: Tensor) -> Tensor:
+        """A copy of the rows, the only one that is made."""
+        rows = x.to(self.dtype, copy=True)
+        if self.spherical:
+            _to_unit_(rows)
+        else:
+            rows.div_(self.scale).sub_(self.origin.to(x.device))
+        if not torch.linalg.vector_norm(rows, dim=1).amax() < 2.0**60:
+            raise ArgumentError(
+                f"{name} must be at most 2^60 times as large as the rows of fit, "
+                f"got values of up to {_largest(x):.3g}"
+            )
+        return rows
+
+    def outwards(self, centroids: Tensor) -> Tensor:
+        return centroids if self.spherical else (centroids + self.origin) * self.scale
+
+    def outward_cost(self, objective: float) -> float:
+        return objective / 2 if self.spherical else objective * self.scale * self.scale
+
+    def labels(self, x: Tensor, centroids: Tensor, nearest: Nearest) -> Tensor:
+        """Labels ``(n,)``; a row without a direction gets 0."""
+        labels = nearest(centroids[None])[0][0]
+        return labels * x.any(dim=1) if self.spherical else labels
 
 
 def choose_engine(x: Tensor, n_clusters: int) -> Literal["torch", "faiss"]:
@@ -272,13 +305,14 @@ def choose_engine(x: Tensor, n_clusters: int) -> Literal["torch", "faiss"]:
     ========================= ====== ======   ========================= ====== ======
 
     Below 1e8 multiplications an iteration takes a few milliseconds, and importing faiss costs more
-    than it saves.
+    than it saves. Never on macOS, where faiss and torch each bring an OpenMP runtime, and the two
+    in one process crash.
 
     Example:
         >>> choose_engine(torch.zeros(1797, 10), n_clusters=10)
         'torch'
     """
-    eligible = x.device.type == "cpu" and x.dtype != torch.float64
+    eligible = x.device.type == "cpu" and x.dtype != torch.float64 and sys.platform != "darwin"
     worthwhile = n_clusters >= 50 and x.numel() * n_clusters >= 1e8
     return "faiss" if eligible and worthwhile and find_spec("faiss") else "torch"
 
@@ -291,7 +325,7 @@ def _step(
     labels, cost = nearest(centroids)  # (r, n)
     sums, mass = _cluster_sums(x, weights, labels, centroids.shape[1])  # (r, k, d), (r, k)
     size = sums.norm(dim=-1) if spherical else mass
-    means = sums / size.clamp_min(tiny)[..., None]
+    means = (sums / size.clamp_min(tiny)[..., None]).to(x)
     moved = torch.where((size > tiny)[..., None], means, centroids)
     empty = mass == 0
     return _reseed(x, moved, empty, cost * weights) if empty.any() else moved
@@ -302,16 +336,26 @@ def _cluster_sums(
 ) -> tuple[Tensor, Tensor]:
     """Weighted sum ``(r, k, d)`` and weight ``(r, k)`` of the clusters of ``(r, n)`` labels.
 
-    Rows are added up in sorted order, without atomics: the same bits in every run.
+    Rows are added up in sorted order, without atomics: the same bits in every run. Up to 64 are
+    added in the precision of ``x`` and these sums in float64, so that the millionth row still
+    counts in full. (MPS has no float64; there the 64 alone have to do.)
     """
     restarts, n = labels.shape
-    bags = torch.arange(restarts * n_clusters, device=x.device)
-    ordered, order = (labels + bags[::n_clusters, None]).flatten().sort(stable=True)
+    wide = torch.float32 if x.device.type == "mps" else torch.float64
+    clusters = torch.arange(restarts * n_clusters, device=x.device)
+    ordered, order = (labels + clusters[::n_clusters, None]).flatten().sort(stable=True)
     rows = order % n
-    add = partial(embedding_bag, rows, offsets=torch.searchsorted(ordered, bags), mode="sum")
-    sums = add(x, per_sample_weights=weights[rows])
-    mass = add(weights[:, None])
-    return sums.view(restarts, n_clusters, -1), mass.view(restarts, n_clusters)
+    begins = torch.searchsorted(ordered, clusters)
+    steps = torch.arange(0, len(rows), 64, device=x.device)
+    chunks = torch.cat([begins, steps]).sort().values
+
+    def add(table: Tensor, per_row: Tensor | None = None) -> Tensor:
+        parts = embedding_bag(rows, table, chunks, mode="sum", per_sample_weights=per_row)
+        each = torch.arange(len(parts), device=x.device)
+        total = embedding_bag(each, parts.to(wide), torch.searchsorted(chunks, begins), mode="sum")
+        return total.view(restarts, n_clusters, -1)
+
+    return add(x, weights[rows]), add(weights.to(wide)[:, None])[..., 0]
 
 
 def _reseed(x: Tensor, centroids: Tensor, empty: Tensor, cost: Tensor) -> Tensor:
@@ -381,14 +425,15 @@ def _plus_plus(x: Tensor, weights: Tensor, draws: Tensor) -> Tensor:
 
 
 def _draw(mass: Tensor, draws: Tensor) -> Tensor:
-    """Rows ``(r, t)`` in proportion to ``(r, n)`` masses, from random integers ``(r, t)``.
+    """Rows ``(r, t)`` in proportion to ``(r, n)`` masses, from 31-bit random integers ``(r, t)``.
 
     The distribution is summed up in integers: exact for any n, and the same on every device.
     """
     levels = 2**62 // mass.shape[1]
     largest = mass.amax(dim=1, keepdim=True).clamp_min(torch.finfo(mass.dtype).tiny)
     cumulated = (mass / largest * levels).long().cumsum(dim=1)  # (r, n)
-    target = draws % cumulated[:, -1:].clamp_min(1)
+    high, low = cumulated[:, -1:] >> 31, cumulated[:, -1:] & (2**31 - 1)
+    target = draws * high + (draws * low >> 31)  # draws * total / 2^31 without overflow
     return torch.searchsorted(cumulated, target, right=True).clamp_max_(mass.shape[1] - 1)
 
 
@@ -403,24 +448,33 @@ def _squared_norms(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dim=1).square()
 
 
-def _unit(x: Tensor) -> Tensor:
-    """Rows of unit length; a zero row stays zero."""
-    tiny = torch.finfo(x.dtype).tiny
-    x = x / x.abs().amax(dim=-1, keepdim=True).clamp_min(tiny)
-    return x / x.norm(dim=-1, keepdim=True).clamp_min(tiny)
+def _to_unit_(x: Tensor) -> None:
+    """Brings rows to unit length in place; a zero row stays zero."""
+    for order in (math.inf, 2):  # the first keeps the squares in range
+        norms = torch.linalg.vector_norm(x, order, dim=-1, keepdim=True)
+        x.div_(norms.clamp_min_(torch.finfo(x.dtype).tiny))
+
+
+def _largest(x: Tensor) -> float:
+    """The largest absolute value; NaN if there is one."""
+    return float(torch.stack(x.aminmax()).abs().max())
+
+
+def _precision(x: Tensor) -> torch.dtype:
+    """What rows are computed with."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _checked_weights(weights: Tensor | None, x: Tensor) -> Tensor:
     """``(n,)`` weights in the precision of the arithmetic."""
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     if weights is None:
-        return torch.ones(len(x), dtype=dtype, device=x.device)
+        return torch.ones(len(x), dtype=_precision(x), device=x.device)
     if weights.shape != x.shape[:1]:
         raise ArgumentError(
             f"weights must have shape ({len(x)},), one for each row of x, "
             f"got {tuple(weights.shape)}"
         )
-    weights = weights.detach().to(x.device, dtype)
+    weights = weights.to(x.device, _precision(x))
     if not weights.isfinite().all() or weights.min() < 0 or not weights.any():
         raise ArgumentError("weights must be finite, none negative and not all zero")
     return weights
@@ -437,15 +491,5 @@ def _require_rows(
     if not fits or not x.numel():
         expected = f"({length or 'n'}, {width or 'd'})"
         raise ArgumentError(f"{name} must have shape {expected}, got {tuple(x.shape)}")
-    if not x.isfinite().all():
+    if not math.isfinite(_largest(x)):
         raise ArgumentError(f"{name} must be finite, got NaN or infinity")
-
-
-def _require_positive(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ArgumentError(f"{name} must be an integer of at least 1, got {value!r}")
-
-
-def _require_choice(name: str, value: str, *choices: str) -> None:
-    if value not in choices:
-        raise ArgumentError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from math import isinf
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, Self, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,12 +12,7 @@ from torchmetrics.functional.clustering import normalized_mutual_info_score
 
 from common.errors import ArgumentError
 from common.kmeans import KMeans
-from common.metrics.clustering import (
-    accuracy_of,
-    contingency_table,
-    macro_f1_of,
-    require_labels,
-)
+from common.metrics.clustering import accuracy_of, compact_table, macro_f1_of, require_labels
 
 SCORES = ("acc", "nmi", "ari", "f1")
 
@@ -26,7 +21,8 @@ def clustering_scores(assignment: Tensor, target: Tensor) -> dict[str, float]:
     """Agreement of a clustering with classes, 1 being perfect.
 
     - ``acc``: accuracy after the best one-to-one matching (:func:`common.metrics.cluster_accuracy`)
-    - ``nmi``: mutual information over the arithmetic mean of the entropies; 0 if nothing is shared
+    - ``nmi``: mutual information over the arithmetic mean of the entropies; 0 if nothing is shared,
+      1 if there is one cluster and one class
     - ``ari``: adjusted Rand index; around 0 for a random clustering and then possibly negative
     - ``f1``: macro-F1 after the matching (:func:`common.metrics.matched_macro_f1`)
 
@@ -43,21 +39,19 @@ def clustering_scores(assignment: Tensor, target: Tensor) -> dict[str, float]:
         >>> {name: round(score, 6) for name, score in scores.items()}
         {'acc': 1.0, 'nmi': 1.0, 'ari': 1.0, 'f1': 1.0}
     """
-    labels = hard_labels(assignment)
+    labels = hard_labels(assignment).cpu()  # the table is small, and MPS has no float64
     require_labels("target", target)
+    target = target.cpu()
     if len(labels) != len(target):
         raise ArgumentError(
             f"assignment and target must be equally long, got {len(labels)} and {len(target)}"
         )
-    # Names without a sample change no score, and without them the table stays small.
-    clusters, labels = labels.unique(return_inverse=True)
-    classes, target = target.unique(return_inverse=True)
-    table = contingency_table(labels, target, len(clusters), len(classes))
+    table = compact_table(labels, target)
     with torch.sparse.check_sparse_tensor_invariants(False):  # silences torch inside torchmetrics
         nmi = normalized_mutual_info_score(labels, target, average_method="arithmetic")
     return {
         "acc": float(accuracy_of(table)),
-        "nmi": min(float(nmi), 1.0),
+        "nmi": min(float(nmi), 1.0) if table.numel() > 1 else 1.0,
         "ari": _adjusted_rand(table),
         "f1": float(macro_f1_of(table)),
     }
@@ -90,6 +84,11 @@ def hard_labels(assignment: Tensor) -> Tensor:
     if not isinstance(assignment, Tensor) or assignment.ndim != 2:
         require_labels("assignment", assignment)
         return assignment
+    if not assignment.is_floating_point():
+        raise ArgumentError(
+            f"assignment of shape (n, k) must be floating-point codes, got {assignment.dtype}; "
+            f"labels have shape (n,)"
+        )
     if not assignment.numel() or assignment.isnan().any():
         raise ArgumentError(
             f"assignment must be (n, k) codes, not empty and without NaN, "
@@ -131,7 +130,7 @@ def cluster_embeddings(
     """
     kmeans = KMeans(n_clusters, metric=metric, n_init=n_init, seed=seed)
     labels = kmeans.fit_predict(embeddings)
-    return clustering_scores(labels, target.to(labels.device)), labels
+    return clustering_scores(labels, target), labels
 
 
 class ClusteringScores(Callback):
@@ -174,29 +173,26 @@ class ClusteringScores(Callback):
         self.prog_bar = prog_bar
         self.history: list[dict[str, Any]] = []
         self.final: dict[str, Any] = {}
-        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._seen: list[_Clustered] = []
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        entry = self._score([_scored_pair(outputs, batch)])
+        entry = self._score([_clustered(outputs, batch)])
         step = trainer.fit_loop.epoch_loop.total_batch_idx
         self.history.append({"epoch": trainer.current_epoch, "step": step, **entry})
         self._log(pl_module, "train", entry)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        modes = [(module, module.training) for module in pl_module.modules()]
+        modes = {module: module.training for module in pl_module.modules()}
         pl_module.eval()
-        # A shuffled loader must not shift the numbers of whatever comes after training.
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            self.final = self._score(
-                [
-                    (cast(Any, pl_module).assign(batch), _target(batch))
-                    for batch in _training_batches(trainer)
-                ]
-            )
-        for module, training in modes:
-            module.training = training
+        try:
+            # A shuffled loader must not shift the numbers of whatever comes after training.
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                self.final = self._score(_assigned_training_batches(trainer, pl_module))
+        finally:
+            for module, training in modes.items():
+                module.training = training
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seen = []
@@ -210,10 +206,11 @@ class ClusteringScores(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._seen.append(_scored_pair(outputs, batch))
+        self._seen.append(_clustered(outputs, batch))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log(pl_module, "val", self._score(self._seen))
+        self._seen = []
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seen = []
@@ -227,10 +224,11 @@ class ClusteringScores(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._seen.append(_scored_pair(outputs, batch))
+        self._seen.append(_clustered(outputs, batch))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log(pl_module, "test", self._score(self._seen))
+        self._seen = []
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history, "final": self.final}
@@ -239,14 +237,12 @@ class ClusteringScores(Callback):
         self.history = list(state_dict["history"])
         self.final = dict(state_dict["final"])
 
-    def _score(self, pairs: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
-        """Scores and cluster sizes of the assignments and targets of some batches together."""
-        assignments, targets = zip(*pairs, strict=True)
-        assignment = torch.cat(assignments)
-        labels = hard_labels(assignment)
-        n_clusters = self.n_clusters or (assignment.shape[1] if assignment.ndim == 2 else 0)
-        sizes = labels.bincount(minlength=n_clusters).tolist()
-        return {**clustering_scores(labels, torch.cat(targets)), "sizes": sizes}
+    def _score(self, batches: Iterable["_Clustered"]) -> dict[str, Any]:
+        """Scores and cluster sizes of some batches together."""
+        labels, targets, n_columns = zip(*batches, strict=True)
+        label = torch.cat(labels)
+        sizes = label.bincount(minlength=self.n_clusters or max(n_columns)).tolist()
+        return {**clustering_scores(label, torch.cat(targets)), "sizes": sizes}
 
     def _log(self, pl_module: LightningModule, stage: str, entry: dict[str, Any]) -> None:
         pl_module.log_dict(
@@ -258,25 +254,39 @@ class ClusteringScores(Callback):
         )
 
 
-def _training_batches(trainer: Trainer) -> Iterator[Any]:
-    """The batches of one epoch of training, on the device."""
+class _Clustered(NamedTuple):
+    """What is kept of a scored batch: labels and targets ``(n,)``, not the ``(n, k)`` codes."""
+
+    labels: Tensor
+    target: Tensor
+    n_columns: int
+
+    @classmethod
+    def of(cls, assignment: Tensor, batch: Any) -> Self:
+        target = getattr(batch, "y", None)
+        if target is None:
+            raise ArgumentError(
+                "batch.y is missing: clustering scores need labels; without labels leave the "
+                "ClusteringScores callback out"
+            )
+        n_columns = assignment.shape[1] if assignment.ndim == 2 else 0
+        return cls(hard_labels(assignment.detach()), target, n_columns)
+
+
+def _clustered(outputs: Any, batch: Any) -> _Clustered:
+    if not isinstance(outputs, Mapping) or "assignment" not in outputs:
+        raise ArgumentError("outputs of a step must be a dict with 'assignment' to be scored")
+    return _Clustered.of(outputs["assignment"], batch)
+
+
+def _assigned_training_batches(trainer: Trainer, model: LightningModule) -> Iterator[_Clustered]:
+    """One epoch of training, each batch prepared and assigned as the training loop would."""
     limit = trainer.fit_loop.max_batches
     loader = cast(Iterable[Any], trainer.train_dataloader)
     for batch in islice(loader, None if isinf(limit) else int(limit)):
-        yield trainer.strategy.batch_to_device(batch)
-
-
-def _scored_pair(outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
-    if not isinstance(outputs, Mapping) or "assignment" not in outputs:
-        raise ArgumentError("outputs of a step must be a dict with 'assignment' to be scored")
-    return outputs["assignment"].detach(), _target(batch)
-
-
-def _target(batch: Any) -> Tensor:
-    target = getattr(batch, "y", None)
-    if target is None:
-        raise ArgumentError(
-            "batch.y is missing: clustering scores need labels; without labels leave the "
-            "ClusteringScores callback out"
-        )
-    return target
+        batch = trainer.precision_plugin.convert_input(batch)
+        batch = model._on_before_batch_transfer(batch)
+        batch = trainer.strategy.batch_to_device(batch)
+        with trainer.precision_plugin.forward_context():
+            assignment = cast(Any, model).assign(batch)
+        yield _Clustered.of(assignment, batch)

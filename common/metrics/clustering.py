@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchmetrics import Metric
 
-from common.errors import ArgumentError
+from common.errors import ArgumentError, require_int
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -83,17 +83,20 @@ def cluster_accuracy(
     Args:
         preds: ``(n,)`` integer clusters.
         target: ``(n,)`` integer classes.
-        n_clusters: None: up to the largest in ``preds``.
-        n_classes: None: up to the largest in ``target``.
+        n_clusters: if given, ``preds`` must lie in ``[0, n_clusters)``.
+        n_classes: if given, ``target`` must lie in ``[0, n_classes)``.
+
+    Returns:
+        A float64 scalar, on the CPU.
 
     Raises:
-        ArgumentError: no sample, shapes differ, labels are not integers or out of range.
+        ArgumentError: no sample, shapes differ, labels are not integers, negative or out of range.
 
     Example:
         >>> cluster_accuracy(torch.tensor([1, 1, 0, 0]), torch.tensor([0, 0, 1, 0]))
         tensor(0.7500, dtype=torch.float64)
     """
-    return accuracy_of(_table(preds, target, n_clusters, n_classes))
+    return accuracy_of(compact_table(preds, target, n_clusters, n_classes))
 
 
 def matched_macro_f1(
@@ -101,37 +104,41 @@ def matched_macro_f1(
 ) -> Tensor:
     """F1 of each class with the cluster matched to it, averaged over the classes that occur.
 
-    Arguments and errors as for :func:`cluster_accuracy`; a class without a cluster has F1 = 0.
+    Arguments, value and errors as for :func:`cluster_accuracy`; a class without a cluster has
+    F1 = 0.
 
     Example:
         >>> matched_macro_f1(torch.tensor([1, 1, 1, 1]), torch.tensor([0, 0, 1, 0]))
         tensor(0.4286, dtype=torch.float64)
     """
-    return macro_f1_of(_table(preds, target, n_clusters, n_classes))
+    return macro_f1_of(compact_table(preds, target, n_clusters, n_classes))
 
 
 def accuracy_of(contingency: Tensor) -> Tensor:
     """:func:`cluster_accuracy` of a contingency table; NaN for an empty one."""
-    agreement, _ = _matched_counts(contingency)
-    return agreement.sum().double() / contingency.sum()
+    agreement, _, support = _matched_counts(contingency)
+    return agreement.sum() / support.sum()
 
 
 def macro_f1_of(contingency: Tensor) -> Tensor:
     """:func:`matched_macro_f1` of a contingency table; NaN for an empty one."""
-    agreement, predicted = _matched_counts(contingency)
-    support = contingency.sum(dim=0)  # (n_classes,)
-    f1 = 2.0 * agreement.double() / (support + predicted).clamp_min(1)
+    agreement, predicted, support = _matched_counts(contingency)
+    f1 = 2.0 * agreement / (support + predicted).clamp_min(1)
     return f1[support > 0].mean()
 
 
-def _matched_counts(contingency: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each class: samples in the cluster matched to it that are its own, and all of them."""
+def _matched_counts(contingency: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each class: samples in the cluster matched to it that are its own, those, and its own.
+
+    float64 on the CPU, since MPS has none.
+    """
+    contingency = contingency.cpu().double()
     matched = match_clusters(contingency)
     used = matched >= 0
     agreement, predicted = contingency.new_zeros(2, contingency.shape[1])
     agreement[matched[used]] = contingency[used, matched[used]]
     predicted[matched[used]] = contingency[used].sum(dim=1)
-    return agreement, predicted
+    return agreement, predicted, contingency.sum(dim=0)
 
 
 class _MatchedScore(Metric):
@@ -144,11 +151,8 @@ class _MatchedScore(Metric):
 
     def __init__(self, n_clusters: int, n_classes: int | None = None, **kwargs):
         super().__init__(**kwargs)
-        self.n_clusters = n_clusters
-        self.n_classes = n_clusters if n_classes is None else n_classes
-        for name, size in {"n_clusters": n_clusters, "n_classes": self.n_classes}.items():
-            if size < 1:
-                raise ArgumentError(f"{name} must be at least 1, got {size}")
+        self.n_clusters = require_int("n_clusters", n_clusters, 1)
+        self.n_classes = require_int("n_classes", n_clusters if n_classes is None else n_classes, 1)
         counts = torch.zeros(self.n_clusters, self.n_classes, dtype=torch.int64)
         self.add_state("contingency", counts, dist_reduce_fx="sum")
 
@@ -193,12 +197,18 @@ class MatchedMacroF1(_MatchedScore):
         return macro_f1_of(self.contingency)
 
 
-def _table(preds: Tensor, target: Tensor, n_clusters: int | None, n_classes: int | None) -> Tensor:
-    require_labels("preds", preds)
-    require_labels("target", target)
-    return contingency_table(
-        preds, target, n_clusters or int(preds.max()) + 1, n_classes or int(target.max()) + 1
-    )
+def compact_table(
+    preds: Tensor, target: Tensor, n_clusters: int | None = None, n_classes: int | None = None
+) -> Tensor:
+    """The contingency table without the clusters and classes that have no sample.
+
+    They change no score, and without them the table is small whatever the names are.
+    """
+    require_labels("preds", preds, n_clusters)
+    require_labels("target", target, n_classes)
+    clusters, preds = preds.unique(return_inverse=True)
+    classes, target = target.unique(return_inverse=True)
+    return contingency_table(preds, target, len(clusters), len(classes))
 
 
 def require_labels(name: str, labels: Tensor, limit: int | None = None) -> None:

@@ -80,7 +80,7 @@ def test_wrong_commands_say_what_is_wrong_in_one_line(
     [
         ("--model.alhpa=1", "option 'alhpa' is not accepted"),
         ("--model.alpha=much", "key alpha: expected float, got much"),
-        ("--model.n_clusters=1", "n_clusters must be at least 2, got 1"),
+        ("--model.n_clusters=1", "n_clusters must be an integer of at least 2, got 1"),
         ("--trainer.max_epochs=many", "key trainer.max_epochs: expected int, got many"),
         ("--trainer.epochs=3", "--trainer.epochs"),
         ("--data.dataset=acn", "acn"),

@@ -10,6 +10,7 @@ from torch_geometric.data import Data
 from common.errors import ArgumentError
 from common.evaluation import ClusteringScores, cluster_embeddings, clustering_scores, hard_labels
 from common.metrics import cluster_accuracy, matched_macro_f1
+from tests.common.mps import Single
 
 K = 3
 
@@ -36,6 +37,17 @@ def test_scores_equal_scikit_learns(kind, n, k):
     assert scores["nmi"] <= 1
 
 
+def test_one_cluster_of_one_class_is_perfect():
+    ones = torch.ones(5, dtype=torch.int64)
+    assert clustering_scores(ones, 2 * ones) == {"acc": 1, "nmi": 1, "ari": 1, "f1": 1}
+
+
+def test_no_float64_is_asked_of_a_device_without():
+    labels, target = predictions("noisy", 40, 3)
+    scores = clustering_scores(labels.as_subclass(Single), target.as_subclass(Single))
+    assert scores == clustering_scores(labels, target)
+
+
 def test_scores_of_soft_codes_are_those_of_their_maximum():
     codes = torch.rand(50, 4, generator=torch.Generator().manual_seed(0))
     target = torch.arange(50) % 4
@@ -55,6 +67,7 @@ def test_any_non_negative_names_will_do():
         (torch.arange(3), torch.full((3,), float("nan")), ["target", "integers"]),
         (torch.full((3, 2), float("nan")), torch.arange(3), ["assignment", "NaN"]),
         (torch.empty(0, 2), torch.arange(3), ["assignment", "empty"]),
+        (torch.arange(3)[:, None], torch.arange(3), ["assignment", "floating-point", "int64"]),
         (torch.arange(3), torch.tensor([0, -1, 1]), ["target", "-1"]),
     ],
 )
@@ -164,6 +177,46 @@ def test_the_final_score_restores_the_modes(tmp_path):
     assert not model.frozen.training
 
 
+def test_a_failing_final_score_restores_the_modes(tmp_path):
+    class Failing(Nearest):
+        def assign(self, batch):
+            raise RuntimeError("no assignment")
+
+    model = Failing()
+    with pytest.raises(RuntimeError, match="no assignment"):
+        trainer(tmp_path, ClusteringScores(), epochs=1).fit(model, loader(graph()))
+    assert model.dropout.training
+    assert not model.frozen.training
+
+
+def test_batches_of_the_final_score_pass_the_hooks_of_training(tmp_path):
+    class Unpacking(Nearest):
+        def on_before_batch_transfer(self, batch, dataloader_idx):
+            return batch[0]
+
+    scores = ClusteringScores()
+    packed = torch.utils.data.DataLoader([[graph()]], batch_size=None)
+    trainer(tmp_path, scores, epochs=1).fit(Unpacking(), packed)
+    assert sum(scores.final["sizes"]) == 60
+
+
+def test_the_final_score_is_made_in_the_precision_of_training(tmp_path):
+    class Recording(Nearest):
+        def codes(self, batch):
+            product = batch.x @ self.centroids.T
+            seen.append((batch.x.dtype, product.dtype))
+            return product.softmax(dim=1)
+
+    seen: list[tuple[torch.dtype, torch.dtype]] = []
+    scores = ClusteringScores()
+    fitting = trainer(tmp_path, scores, epochs=1, precision="bf16-mixed")
+    fitting.fit(Recording(), loader(graph()))
+    in_training, in_the_end = seen
+    assert in_training[1] == torch.bfloat16
+    assert in_the_end == in_training
+    assert 0.5 < scores.final["acc"] <= 1
+
+
 def test_the_final_score_covers_all_batches_and_leaves_the_generator_alone(tmp_path):
     whole = graph(90)
     parts = [Data(x=whole.x[i::3], y=whole.y[i::3]) for i in range(3)]
@@ -194,6 +247,19 @@ def test_validation_and_test_score_all_batches_together(tmp_path):
         getattr(evaluating, run)(model, loader(*parts), verbose=False)
         for name, value in expected.items():
             assert evaluating.callback_metrics[f"{stage}/{name}"] == pytest.approx(value)
+
+
+def test_codes_are_not_kept(tmp_path):
+    class Watched(ClusteringScores):
+        def on_validation_epoch_end(self, trainer, pl_module):
+            kept.extend(part for seen in self._seen for part in seen if torch.is_tensor(part))
+            super().on_validation_epoch_end(trainer, pl_module)
+
+    kept: list[torch.Tensor] = []
+    scores = Watched()
+    trainer(tmp_path, scores).validate(Nearest(), loader(graph(), graph()), verbose=False)
+    assert [tuple(part.shape) for part in kept] == [(60,)] * 4
+    assert scores._seen == []
 
 
 def test_a_resumed_run_keeps_its_history(tmp_path):

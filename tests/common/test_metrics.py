@@ -1,5 +1,4 @@
 import itertools
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,17 +16,11 @@ from common.metrics import (
     match_clusters,
     matched_macro_f1,
 )
+from tests.common.metric_shards import noisy, score_shard
+from tests.common.mps import Single
 
 METRICS = [(ClusterAccuracy, cluster_accuracy), (MatchedMacroF1, matched_macro_f1)]
 each_metric = pytest.mark.parametrize(("metric_class", "function"), METRICS)
-
-
-def noisy(n: int, k: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    target = torch.randint(k, (n,), generator=generator)
-    kept = torch.rand(n, generator=generator) < 0.6
-    preds = torch.where(kept, (target + 1) % k, torch.randint(k, (n,), generator=generator))
-    return preds, target
 
 
 def best_accuracy(preds: Tensor, target: Tensor, n: int) -> float:
@@ -113,20 +106,6 @@ def test_more_names_than_occur_change_nothing(metric_class, function):
     assert metric.compute() == function(preds, target)
 
 
-def score_shard(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-    )
-    preds, target = noisy(301, 5)
-    scores = {}
-    for metric_class, _ in METRICS:
-        metric = metric_class(5)
-        metric.update(preds[rank::2], target[rank::2])
-        scores[metric_class.__name__] = metric.compute()
-    torch.save(scores, Path(folder) / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
 def test_two_processes_give_the_value_of_one(tmp_path):
     multiprocessing.spawn(score_shard, args=(str(tmp_path),), nprocs=2)
     preds, target = noisy(301, 5)
@@ -134,6 +113,22 @@ def test_two_processes_give_the_value_of_one(tmp_path):
         scores = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for metric_class, function in METRICS:
             assert scores[metric_class.__name__] == function(preds, target)
+
+
+@each_metric
+def test_names_may_be_large(metric_class, function):
+    preds, target = noisy(100, 4)
+    assert function(preds * 10**12, target * 10**12) == function(preds, target)
+
+
+@each_metric
+def test_no_float64_is_asked_of_a_device_without(metric_class, function):
+    preds, target = noisy(100, 4)
+    with pytest.raises(TypeError, match="float64"):
+        preds.as_subclass(Single).double()
+    assert function(preds.as_subclass(Single), target.as_subclass(Single)) == function(
+        preds, target
+    )
 
 
 LABELS = torch.tensor([0, 1, 2])
@@ -164,7 +159,9 @@ def test_labels_out_of_range_are_named(metric_class, function):
         metric_class(2).update(LABELS, LABELS)
     with pytest.raises(ArgumentError, match=r"target must be in \[0, 2\)"):
         metric_class(3, n_classes=2).update(LABELS, LABELS)
-    with pytest.raises(ArgumentError, match="n_clusters must be at least 1, got 0"):
+    with pytest.raises(ArgumentError, match="n_clusters must be an integer of at least 1, got 0"):
         metric_class(0)
+    with pytest.raises(ArgumentError, match=r"preds must be in \[0, 2\)"):
+        function(LABELS, LABELS, n_clusters=2)
     with pytest.raises(ArgumentError, match="contingency"):
         match_clusters(LABELS)
