@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from common.errors import ArgumentError
-from common.kmeans import KMeans, _cluster_sums, _draw, choose_engine
+from common.kmeans import KMeans, choose_engine
+from common.kmeans.estimator import _cluster_sums, _draw
 
 ENGINES = ["torch", *(["faiss"] if sys.platform != "darwin" else [])]
 
