@@ -45,9 +45,10 @@ def code_version(*packages: str) -> str:
 
 
 def commit() -> dict[str, Any]:
-    """The commit of the checkout and whether files differ from it; empty outside a repository."""
+    """The commit of the checkout and whether its code or recipes differ; {} outside a repository."""
     head = _git("rev-parse", "HEAD")
-    return {"commit": head, "modified": bool(_git("status", "--porcelain"))} if head else {}
+    changes = _git("status", "--porcelain", "--", "*.py", "*.yaml", "pyproject.toml")
+    return {"commit": head, "modified": bool(changes)} if head else {}
 
 
 def _git(*arguments: str) -> str | None:
@@ -64,8 +65,9 @@ def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
+        for name in ALIASES.get(package, (package,)):
+            with suppress(PackageNotFoundError):
+                found[name] = version(name)
     return found
 
 

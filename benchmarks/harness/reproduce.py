@@ -67,7 +67,7 @@ def reproduce(table: Table, options: Options) -> int:
     if options.jobs < 1:
         raise ArgumentError(f"--jobs must be at least 1, got {options.jobs}")
     folder = options.out or Path("runs") / f"{table.name}-{scale}"
-    command = shlex.join(options.command)
+    command, recorded = shlex.join(options.command), shlex.join(portable(options.command))
     console = Console(stderr=True)
 
     with RunStore(folder) as store:
@@ -79,12 +79,12 @@ def reproduce(table: Table, options: Options) -> int:
                 console.print(f"{taken} cells taken over from {other}", highlight=False)
             for path in store.damaged:
                 console.print(f"damaged record, will be recomputed: {path}", highlight=False)
-            failures = compute_missing(cells, store, options.jobs, command, console)
+            failures = compute_missing(cells, store, options.jobs, recorded, console)
             summary = summarise(
                 table, scale, [row.name for row in rows], datasets, cells, store.records
             )
             with console.status("writing tables and plots"):
-                render.write_pages(summary, folder, options.selection, command)
+                render.write_pages(summary, folder, options.selection, recorded)
                 plots.write_plots(summary, folder)
         except KeyboardInterrupt:
             console.print(
@@ -141,6 +141,24 @@ def to_compute(cells: Sequence[Cell], store: RunStore) -> list[Cell]:
             missing.add(start)
             queue.append(start)
     return [cell for key, cell in unique.items() if key in missing]
+
+
+def portable(command: Sequence[str]) -> list[str]:
+    """The command without the folders of this machine, as it is recorded.
+
+    Example:
+        >>> portable(["clustrast", "reproduce", "scgc", "--reuse", "a", "b", "--seeds", "5"])
+        ['clustrast', 'reproduce', 'scgc', '--seeds', '5']
+        >>> portable(["clustrast", "reproduce", "scgc", "--out=runs/mine"])
+        ['clustrast', 'reproduce', 'scgc']
+    """
+    kept, dropping = [], False
+    for word in command:
+        if word.startswith("--"):
+            dropping = word.split("=")[0] in ("--out", "--reuse")
+        if not dropping:
+            kept.append(word)
+    return kept
 
 
 def choose_seeds(given: Sequence[str], datasets: Sequence[str], default: int) -> dict[str, int]:
