@@ -45,7 +45,7 @@ def code_version(*packages: str) -> str:
 
 
 def commit() -> dict[str, Any]:
-    """The commit of the checkout and whether its code or recipes differ; {} outside a repository."""
+    """The commit of the checkout, and whether code or recipes differ; empty outside of git."""
     head = _git("rev-parse", "HEAD")
     changes = _git("status", "--porcelain", "--", "*.py", "*.yaml", "pyproject.toml")
     return {"commit": head, "modified": bool(changes)} if head else {}
