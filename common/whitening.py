@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from common.distributed import all_reduce, broadcast, gather_rows
 from common.errors import ArgumentError, require, require_int
@@ -138,6 +137,7 @@ def inverse_square_root(
             most *c* times the machine epsilon times the largest, give 0 (the pseudo-inverse). The
             gradient is the Daleckii-Krein formula with divided differences in closed form, so that
             coinciding eigenvalues need no care; that of vanished ones is for a rank that stays.
+            There is no second derivative.
             ``"newton"``: by the coupled Newton-Schulz iteration, matrix products only, which are
             fast on a GPU and differentiated as they are. An eigenvalue :math:`\lambda` takes about
             :math:`2.5 \log(\lVert M \rVert_F / \lambda) / 2` rounds and a few more; smaller ones
@@ -180,8 +180,9 @@ class _InverseSquareRoot(Function):
         return (vectors * (kept / root)[..., None, :]) @ vectors.mT
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor):
+        if torch.is_grad_enabled():
+            raise RuntimeError("method 'eigen' has no second derivative; method 'newton' has one")
         # With a = sqrt(eigenvalue), (1/a - 1/b) / (a^2 - b^2) = -1 / (a b (a + b)); where one of
         # the two has vanished, and gives 0 instead of 1/b, the quotient is 1 / a^3.
         vectors, root, kept = ctx.saved_tensors

@@ -12,12 +12,13 @@ Covariance = Literal["full", "diag"]
 
 
 class Frame:
-    """Precision, scale (a power of two of at least 1) and origin ``(d,)`` of the arithmetic."""
+    """Precision, scale (a power of two, of the size of the rows) and origin ``(d,)``."""
 
     def __init__(self, x: Tensor):
         self.dtype = torch.promote_types(x.dtype, torch.float32)
         largest = max(map(abs, torch.stack(x.aminmax()).tolist()))
-        self.scale = 2.0 ** max(0, math.frexp(largest)[1] - 1)
+        # No less than 2^-40, or the regularization in these units could overflow.
+        self.scale = 2.0 ** max(-40, math.frexp(largest)[1] - 1)
         self.log_volume = x.shape[1] * math.log(self.scale)
         self.origin = (x.to(self.dtype) / self.scale).mean(dim=0)
 
@@ -26,7 +27,7 @@ class Frame:
         rows = (x.to(self.dtype) / self.scale).sub_(self.origin)
         if rows.abs().amax() > 2.0**30:
             raise ArgumentError(
-                "x must be at most 2^30 times as large as the rows of fit, or as 1, "
+                "x must be at most 2^30 times as large as the rows of fit, "
                 f"got values of up to {float(x.abs().amax()):.3g}"
             )
         return rows

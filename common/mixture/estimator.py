@@ -104,6 +104,8 @@ class GaussianMixture:
         self.tol = tol
         self.regularization = regularization
         self.seed = seed
+        if memory_budget is not None:
+            memory_budget = require_int("memory_budget", memory_budget, 1)
         self.memory_budget = memory_budget
 
     @torch.no_grad()
