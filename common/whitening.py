@@ -141,7 +141,8 @@ def inverse_square_root(
             ``"newton"``: by the coupled Newton-Schulz iteration, matrix products only, which are
             fast on a GPU and differentiated as they are. An eigenvalue :math:`\lambda` takes about
             :math:`2.5 \log(\lVert M \rVert_F / \lambda) / 2` rounds and a few more; smaller ones
-            are underestimated, and vanished ones give :math:`1.5^{\mathrm{iterations}}`.
+            are underestimated; vanished ones give
+            :math:`1.5^{\mathrm{iterations}} / \lVert M \rVert_F^{1/2}`.
         iterations: of ``"newton"``.
 
     Returns:

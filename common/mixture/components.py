@@ -56,8 +56,8 @@ def log_joint(x: Tensor, components: Components, block: int) -> Tensor:
     squares = []
     for rows in x.split(block):
         difference = rows - means[:, None]  # (k, b, d)
-        scaled = difference @ inverses if full else difference / factors[:, None]
-        squares.append(scaled.square().sum(dim=2).T)  # (b, k)
+        scaled = difference @ inverses if full else difference.div_(factors[:, None])
+        squares.append(scaled.square_().sum(dim=2).T)  # (b, k)
     volumes = deviations.log().sum(dim=1) + x.shape[1] / 2 * math.log(2 * math.pi)  # (k,)
     return weights.log() - volumes - torch.cat(squares) / 2
 
@@ -91,9 +91,11 @@ def maximise(
     moments = x.new_zeros(())
     for rows, shares in zip(x.split(block), responsibilities.split(block), strict=True):
         difference = rows - means[:, None]  # (k, b, d)
-        weighted = difference * shares.T[..., None]
-        part = weighted.mT @ difference if full else (weighted * difference).sum(dim=1)
-        moments = moments + part  # (k, d, d) or (k, d)
+        if full:
+            weighted = difference.mul_(shares.T.sqrt()[..., None])
+            moments = moments + weighted.mT @ weighted  # (k, d, d)
+        else:
+            moments = moments + (shares.T[:, None] @ difference.square_())[:, 0]  # (k, d)
     covariances = moments / (divisor[..., None] if full else divisor)
     variances = covariances.diagonal(dim1=1, dim2=2) if full else covariances
     variances += regularization + epsilon * variances.sum(dim=1, keepdim=True) + epsilon**2

@@ -51,8 +51,8 @@ class FeatureQueue(nn.Module):
         super().__init__()
         self.size, self.d = require_int("size", size, 1), require_int("d", d, 1)
         self.distributed = distributed
-        self.register_buffer("storage", torch.zeros(size, d))
-        self.register_buffer("label_storage", torch.full((size,), -1))
+        self.register_buffer("storage", torch.zeros(self.size, self.d))
+        self.register_buffer("label_storage", torch.full((self.size,), -1))
         self.register_buffer("enqueued", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
