@@ -70,8 +70,8 @@ def dense(dataset: str, lean: bool) -> Callable[[], object]:
     import torch
     import torch.nn.functional as F
 
+    from common.nn import mlp
     from graphs.data import load_graph
-    from graphs.encoders import mlp
 
     graph = load_graph(dataset)
     x, n = graph.x, len(graph.x)

@@ -10,8 +10,8 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch_geometric.data import Data
 
+from common.nn import mlp
 from common.training import Method, adam
-from graphs.encoders import mlp
 
 
 class Autoencoder(Method):

@@ -19,9 +19,9 @@ from torch_geometric.data import Data
 from common.adjacency import adjacency_power, cumulative_power
 from common.errors import require
 from common.losses import NeighborContrast, self_training_loss, student_t_log_assignment
+from common.nn import mlp
 from graphs.clustering.autoencoder import Autoencoder, reconstruction_loss
 from graphs.clustering.self_training import SelfTrainedClustering
-from graphs.encoders import mlp
 
 
 class SCGC(SelfTrainedClustering):

@@ -21,10 +21,10 @@ from common.adjacency import row_normalized_adjacency
 from common.errors import ArgumentError, require, require_int
 from common.kmeans import KMeans
 from common.losses import student_t_log_assignment
+from common.nn import mlp
 from common.training import Method, adam, load_checkpoint
 from graphs.clustering.autoencoder import Autoencoder
 from graphs.data import AttributedGraph
-from graphs.encoders import mlp
 
 
 class SelfTrainedClustering(Method):

@@ -10,6 +10,7 @@ from torch import Tensor
 from common.errors import ArgumentError
 from common.kmeans import KMeans
 from common.losses import student_t_log_assignment
+from common.mixture import GaussianMixture
 
 N, D, K = 40, 5, 4
 
@@ -39,9 +40,19 @@ def kmeans(metric: str, engine: str = "torch") -> Callable[[Tensor, Tensor], Ten
     return assign
 
 
+def mixture(covariance: str) -> Callable[[Tensor, Tensor], Tensor]:
+    def assign(x: Tensor, centroids: Tensor) -> Tensor:
+        fitted = GaussianMixture(len(centroids), covariance=covariance, init=centroids).fit(x)
+        return fitted.responsibilities(x)
+
+    return assign
+
+
 ASSIGNERS = {
     "kmeans": Assigner(kmeans("euclidean"), differentiable=False, needs_rows=True),
     "kmeans_cosine": Assigner(kmeans("cosine"), differentiable=False, needs_rows=True),
+    "mixture": Assigner(mixture("full"), differentiable=False, needs_rows=True),
+    "mixture_diagonal": Assigner(mixture("diag"), differentiable=False, needs_rows=True),
     "student_t": Assigner(
         lambda x, centroids: student_t_log_assignment(x, centroids).exp(),
         differentiable=True,
