@@ -20,6 +20,7 @@ from common.data.spec import (
     has_pack,
     how_to_get,
     is_intact,
+    is_there,
     locate,
     needed,
     verify,
@@ -86,7 +87,14 @@ def fetch(
 
 
 def _lacking(files: Iterable[RemoteFile], folder: Path) -> list[RemoteFile]:
-    return [file for file in files if not is_intact(folder / file.name, file.sha256)]
+    return [
+        file
+        for file in files
+        if not (
+            is_there(folder, file)
+            and (file.name.endswith("/") or is_intact(folder / file.name, file.sha256))
+        )
+    ]
 
 
 @contextmanager
