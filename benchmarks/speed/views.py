@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.speed._measure import Goal, run
 
-SIZES = {32: (32, 10240, 256), 224: (256, 512, 32)}  # size of the images, how many, batch size
+SIZES = {32: (32, 2560, 256), 224: (256, 192, 32)}  # size of the images, how many, batch size
 FORMS = ("ours", "torchvision", "lightly")
 CONTENDERS = tuple(f"{form}, {size} px" for size in SIZES for form in FORMS)
 GOALS = tuple(
@@ -58,8 +58,9 @@ def prepare(contender: str) -> Callable[[], object]:
         )
     else:
         path: Any = "batched" if form == "ours" else "per_image"
-        settings = dict(views=views, batch_size=batch_size, num_workers=WORKERS, path=path)
-        data = Images.from_arrays(images, **settings)
+        data = Images.from_arrays(
+            images, views=views, batch_size=batch_size, num_workers=WORKERS, path=path
+        )
         data.setup("fit")
         loader = data.train_dataloader()
     return lambda: [None for _ in loader]

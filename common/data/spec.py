@@ -15,7 +15,7 @@ class RemoteFile:
     """One file of a data set.
 
     Args:
-        name: file name in the data set's folder; one that ends with "/" is a folder, brought by hand.
+        name: file name in the data set's folder; with "/" at the end a folder, brought by hand.
         url: download address; None if the file can only be brought by hand.
         sha256: of the file's bytes; None where the publisher's bytes are not known, and the checks
             of the loader are all there is.

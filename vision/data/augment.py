@@ -92,8 +92,8 @@ def draw(
         min_overlap: by this fraction of the area asked of the crop.
 
     Example:
-        >>> generator = torch.Generator().manual_seed(0)
-        >>> drawn = draw(Crop(16, scale=(0.25, 0.25), ratio=(1, 1)), torch.full((3, 2), 32), generator)
+        >>> crop = Crop(16, scale=(0.25, 0.25), ratio=(1, 1))
+        >>> drawn = draw(crop, torch.full((3, 2), 32), torch.Generator().manual_seed(0))
         >>> (drawn.boxes[:, 2:] - drawn.boxes[:, :2]).tolist()
         [[16, 16], [16, 16], [16, 16]]
     """
@@ -266,21 +266,14 @@ def crop_each(
 ) -> Tensor:
     """As :func:`crop_and_resize`, one call an image, rounded to uint8 as torchvision does."""
     out = images.new_empty((len(rows), 3, size, size))
-
-    def one(i: int, row: int, box: list[int], flips: list[int]) -> None:
+    flips = torch.stack((parameters.vertical_flips, parameters.flips), dim=1)
+    for i, (row, box, flip) in enumerate(
+        zip(rows.tolist(), parameters.boxes.tolist(), flips.tolist(), strict=True)
+    ):
         left, top, right, bottom = box
         crop = images[row : row + 1, :, top:bottom, left:right]
         crop = F.interpolate(crop, (size, size), mode=interpolation, antialias=True)
-        out[i] = crop[0].flip(flips) if flips else crop[0]
-
-    flips = [
-        [axis for axis, flip in ((1, v), (2, h)) if flip]
-        for v, h in zip(parameters.vertical_flips.tolist(), parameters.flips.tolist(), strict=True)
-    ]
-    for arguments in zip(
-        range(len(rows)), rows.tolist(), parameters.boxes.tolist(), flips, strict=True
-    ):
-        one(*arguments)
+        out[i] = crop[0].flip([axis for axis, flipped in zip((1, 2), flip, strict=True) if flipped])
     return out
 
 
@@ -321,16 +314,17 @@ def change_colours_(x: Tensor, crop: Crop, parameters: Parameters, hue_at: int |
     """
     if hue_at is not None:
         jitter_(x, parameters.factors.to(x.device), parameters.order.to(x.device), hue_at)
-    for chosen, change in (
-        (parameters.grey, greyscale),
-        (parameters.sigma > 0, lambda part: blur(part, sigma, crop.radius)),
-        (parameters.solarised, lambda part: solarise(part, crop.threshold)),
-    ):
-        rows = chosen.nonzero().flatten()
+    if crop.grey:
+        rows = parameters.grey.nonzero().flatten().to(x.device)
+        x[rows] = greyscale(x[rows])
+    if crop.blur:
+        rows = parameters.sigma.nonzero().flatten()
         if len(rows):
-            sigma = parameters.sigma[rows]
-            rows = rows.to(x.device)
-            x[rows] = change(x[rows])
+            blurred = blur(x[rows.to(x.device)], parameters.sigma[rows], crop.radius)
+            x[rows.to(x.device)] = blurred
+    if crop.solarise:
+        rows = parameters.solarised.nonzero().flatten().to(x.device)
+        x[rows] = solarise(x[rows], crop.threshold)
     return x
 
 
@@ -422,7 +416,7 @@ def blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
 
 
 def _gaussian(sigma: Tensor, radius: int) -> Tensor:
-    """``(n, radius + 1)``: weight of the pixel itself and of those at each distance, on one side."""
+    """``(n, radius + 1)``: weight of the pixel itself and of one at each distance."""
     distance = torch.arange(radius + 1, device=sigma.device) / sigma[:, None]
     weights = distance.square_().mul_(-0.5).exp_()
     return weights / (2 * weights.sum(dim=1, keepdim=True) - 1)
