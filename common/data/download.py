@@ -87,14 +87,11 @@ def fetch(
 
 
 def _lacking(files: Iterable[RemoteFile], folder: Path) -> list[RemoteFile]:
-    return [
-        file
-        for file in files
-        if not (
-            is_there(folder, file)
-            and (file.name.endswith("/") or is_intact(folder / file.name, file.sha256))
-        )
-    ]
+    def whole(file: RemoteFile) -> bool:
+        unknown = file.sha256 is None
+        return is_there(folder, file) and (unknown or is_intact(folder / file.name, file.sha256))
+
+    return [file for file in files if not whole(file)]
 
 
 @contextmanager

@@ -94,7 +94,9 @@ def test_a_missing_data_set_says_what_to_do(tmp_path, name):
 
 
 def test_unknown_names_are_named(tmp_path):
-    with pytest.raises(ArgumentError, match=r"dataset must be one of digits, cifar10, .* 'cifar11'"):
+    with pytest.raises(
+        ArgumentError, match=r"dataset must be one of digits, cifar10, .* 'cifar11'"
+    ):
         load_images("cifar11")
     with pytest.raises(ArgumentError, match="split must be one of train, test for digits, got 'v'"):
         load_images("digits", "v")

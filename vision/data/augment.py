@@ -10,7 +10,7 @@ image, a blur with its reflected border is another pair. For large images on the
 matrices are mostly zeros, each crop is one call of PyTorch's resize and a blur adds shifted images.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -59,19 +59,16 @@ def draw_views(views: MultiCrop, sizes: Tensor, generator: torch.Generator) -> l
         For each crop of ``views`` the parameters of its ``count * n`` views, view by view.
     """
     drawn: list[Parameters] = []
+    first: Tensor | None = None
     for crop in views.crops:
-        first = drawn[0].boxes[: len(sizes)] if drawn and views.min_overlap else None
-        if first is None and views.min_overlap and crop.count > 1:
-            parts = [draw(crop, sizes, generator)]
-            parts += [
-                draw(crop, sizes, generator, parts[0].boxes, views.min_overlap)
-                for _ in range(crop.count - 1)
-            ]
-            drawn.append(Parameters(*(torch.cat(part) for part in zip(*parts, strict=True))))
+        if not views.min_overlap:
+            drawn.append(draw(crop, sizes.repeat(crop.count, 1), generator))
             continue
-        partner = None if first is None else first.repeat(crop.count, 1)
-        repeated = sizes.repeat(crop.count, 1)
-        drawn.append(draw(crop, repeated, generator, partner, views.min_overlap))
+        parts: list[Parameters] = []
+        for _ in range(crop.count):
+            parts.append(draw(crop, sizes, generator, first, views.min_overlap))
+            first = parts[0].boxes if first is None else first
+        drawn.append(Parameters(*map(torch.cat, zip(*parts, strict=True))))
     return drawn
 
 
@@ -129,7 +126,14 @@ def draw(
     )
 
 
-def _draw_boxes(crop, sizes, uniform, partner, min_overlap, otherwise=None) -> Tensor:
+def _draw_boxes(
+    crop: Crop,
+    sizes: Tensor,
+    uniform: Callable[..., Tensor],
+    partner: Tensor | None,
+    min_overlap: float,
+    otherwise: Tensor | None = None,
+) -> Tensor:
     """The first of ``ATTEMPTS`` random boxes that fits, for each image.
 
     If none fits, ``otherwise``, by default the largest centred box whose aspect is in the range.
