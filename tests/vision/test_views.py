@@ -162,7 +162,7 @@ def test_images_are_distributed_as_torchvisions():
     crop = replace(RICH, size=16, blur=0.5)
     views = MultiCrop((crop,))
     image = photographs(1, 32, 32)
-    n = 1500
+    n = 600
     make = PerImage(crop, views)
     theirs = torch.stack([make(image[0]).image for _ in range(n)])
     p = A.draw(crop, torch.tensor([[32, 32]] * n), generator())
