@@ -67,34 +67,34 @@ def datasets(as_json: bool) -> None:
                 "state": state(spec),
                 "files": [{"name": f.name, "url": f.url, "sha256": f.sha256} for f in spec.files],
             }
-            for spec in specs.values()
+            for spec in specs
         ]
         print(json.dumps(listed, indent=1))
         return
     print_table(
         ("data set", "what", "size", "licence", "here"),
-        [(s.name, s.title, s.size, s.licence, state(s)) for s in specs.values()],
+        [(s.name, s.title, s.size, s.licence, state(s)) for s in specs],
     )
     print(f"data root: {data_root()}")
 
 
 def fetch_dataset(name: str) -> None:
-    """Downloads what is missing of a data set."""
+    """Downloads what is missing of a data set, in every domain that has one of that name."""
     from common.data import fetch
 
     specs = all_specs()
-    spec = specs[one_of("data set", name, specs)]
-    for path in fetch(spec):
-        print(path)
-    print(f"{spec.name} is {'part of an installed package' if spec.embedded else 'complete'}")
+    name = one_of("data set", name, dict.fromkeys(spec.name for spec in specs))
+    named = [spec for spec in specs if spec.name == name]
+    for spec in named:
+        for path in fetch(spec):
+            print(path)
+    embedded = all(spec.embedded for spec in named)
+    print(f"{name} is {'part of an installed package' if embedded else 'complete'}")
 
 
-def all_specs() -> dict[str, "DatasetSpec"]:
-    return {
-        name: spec
-        for domain in DOMAINS
-        for name, spec in import_module(f"{domain}.data").SPECS.items()
-    }
+def all_specs() -> list["DatasetSpec"]:
+    """Those of every domain; domains may share a name, and then its folder."""
+    return [spec for domain in DOMAINS for spec in import_module(f"{domain}.data").SPECS.values()]
 
 
 def state(spec: "DatasetSpec") -> str:

@@ -5,7 +5,7 @@ from functools import cached_property
 from importlib import import_module
 from typing import Any
 
-DOMAINS = ("graphs",)
+DOMAINS = ("graphs", "vision")
 
 
 @dataclass(frozen=True)

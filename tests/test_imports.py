@@ -20,7 +20,8 @@ def loaded_by(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "package", ["common", "vision", "graphs", "graphs.data", "text", "medical", "benchmarks"]
+    "package",
+    ["common", "vision", "vision.data", "graphs", "graphs.data", "text", "medical", "benchmarks"],
 )
 def test_the_face_of_a_package_loads_nothing_heavy(package):
     assert loaded_by(f"import {package}") == set()

@@ -20,6 +20,7 @@ from common.data.spec import (
     has_pack,
     how_to_get,
     is_intact,
+    is_there,
     locate,
     needed,
     verify,
@@ -86,7 +87,11 @@ def fetch(
 
 
 def _lacking(files: Iterable[RemoteFile], folder: Path) -> list[RemoteFile]:
-    return [file for file in files if not is_intact(folder / file.name, file.sha256)]
+    def whole(file: RemoteFile) -> bool:
+        unknown = file.sha256 is None
+        return is_there(folder, file) and (unknown or is_intact(folder / file.name, file.sha256))
+
+    return [file for file in files if not whole(file)]
 
 
 @contextmanager

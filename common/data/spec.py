@@ -15,7 +15,7 @@ class RemoteFile:
     """One file of a data set.
 
     Args:
-        name: file name in the data set's folder.
+        name: file name in the data set's folder; with "/" at the end a folder, brought by hand.
         url: download address; None if the file can only be brought by hand.
         sha256: of the file's bytes; None where the publisher's bytes are not known, and the checks
             of the loader are all there is.
@@ -77,7 +77,7 @@ def dataset_folder(spec: DatasetSpec, root: str | Path | None = None) -> Path:
 def missing(spec: DatasetSpec, root: str | Path | None = None) -> list[RemoteFile]:
     """The files of a data set that are not in its folder; none for an embedded data set."""
     folder = dataset_folder(spec, root)
-    return [file for file in needed(spec, folder) if not (folder / file.name).is_file()]
+    return [file for file in needed(spec, folder) if not is_there(folder, file)]
 
 
 def locate(spec: DatasetSpec, name: str, root: str | Path | None = None) -> Path:
@@ -115,6 +115,12 @@ def how_to_get(spec: DatasetSpec, name: str) -> str:
     if name in by_hand:
         return f"it has to be brought by hand: {by_hand[name]}"
     return f"get it with {command}"
+
+
+def is_there(folder: Path, file: RemoteFile) -> bool:
+    """Whether a folder has the file, or the folder that it stands for."""
+    path = folder / file.name
+    return path.is_dir() if file.name.endswith("/") else path.is_file()
 
 
 def is_intact(path: Path, sha256: str | None) -> bool:

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from benchmarks.speed import contrast, scgc
+from benchmarks.speed import contrast, scgc, views
 from benchmarks.speed._measure import Goal, Measurement, compare, measure, report
 from common.errors import ArgumentError, RunError
 
@@ -49,7 +49,7 @@ def test_a_contender_that_fails_is_reported():
         compare("benchmarks.speed.contrast", ["nobody"], rounds=1, threads=1)
 
 
-@pytest.mark.parametrize("module", [contrast, scgc])
+@pytest.mark.parametrize("module", [contrast, scgc, views])
 def test_goals_speak_of_contenders(module):
     for goal in module.GOALS:
         assert {goal.ours, goal.peer} <= set(module.CONTENDERS)
