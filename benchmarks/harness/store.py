@@ -121,7 +121,23 @@ def record_path(folder: Path, cell: "Cell") -> Path:
 
 
 def write_record(folder: Path, cell: "Cell", record: Record) -> None:
-    write_text(record_path(folder, cell), json.dumps(sealed(record), indent=1) + "\n")
+    lines = [f" {json.dumps(key)}: {in_lines(value)}" for key, value in sealed(record).items()]
+    write_text(record_path(folder, cell), "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def in_lines(value: Any) -> str:
+    """JSON of a value, a list of objects with one line for each.
+
+    Example:
+        >>> print(in_lines([{"acc": 0.5, "sizes": [2, 2]}, {"acc": 0.75, "sizes": [1, 3]}]))
+        [
+          {"acc": 0.5, "sizes": [2, 2]},
+          {"acc": 0.75, "sizes": [1, 3]}
+         ]
+    """
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        return "[\n" + ",\n".join(f"  {json.dumps(item)}" for item in value) + "\n ]"
+    return json.dumps(value)
 
 
 def log_path(folder: Path, cell: "Cell") -> Path:
