@@ -97,7 +97,7 @@ def streamed_logsumexp(
 def self_logsumexp(
     unit: Tensor, scale: float | Tensor, ids: Tensor, block_entries: int | None = None
 ) -> Tensor:
-    r""":math:`\log \sum_{j:\, c_i \neq c_j} e^{\text{scale}\; x_i \cdot x_j}` of unit rows, ``(n,)``.
+    r""":math:`\log \sum_{j:\, c_i \neq c_j} e^{f x_i \cdot x_j}`, ``(n,)``; *f* is the scale.
 
     On a CPU at the usual temperatures each block serves both triangles of the symmetric matrix, and
     no running maximum is needed: half the work of :func:`streamed_logsumexp`.
@@ -176,15 +176,19 @@ class _CrossLogSumExp(Function):
     @staticmethod
     @first_derivative_only
     def backward(ctx, grad: Tensor):
-        *inputs, lse = ctx.saved_tensors
+        rows, columns, bias, row_ids, column_ids, lse = ctx.saved_tensors
         lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # a row without columns weighs nothing
         needs = ctx.needs_input_grad[:3]
-        if _fused(inputs[0]):
+        if _fused(rows):
             from common.losses import _triton
 
-            gradients = _triton.gradients(*inputs, lse, grad, needs)
+            gradients = _triton.gradients(
+                rows, columns, bias, row_ids, column_ids, lse, grad, needs
+            )
         else:
-            gradients = _gradients(*inputs, lse, grad, needs, ctx.side)
+            gradients = _gradients(
+                rows, columns, bias, row_ids, column_ids, lse, grad, needs, ctx.side
+            )
         return *gradients, None, None, None
 
 

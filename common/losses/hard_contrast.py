@@ -64,9 +64,9 @@ def hard_contrast(
         >>> z = torch.eye(2)
         >>> others = torch.tensor([[1.0, 1.0], [0.0, -1.0]])
         >>> hard_contrast(z, z, others, temperature=1.0, concentration=1.0, class_prior=0.1)
-        tensor(0.7209)
+        tensor(0.7851)
     """
-    require(0 <= concentration < math.inf, "concentration", concentration, "at least 0 and finite")
+    check_concentration(concentration)
     check_class_prior(class_prior)
     with torch.autocast(anchor.device.type, enabled=False):
         own, against, n_negatives = contrast_pairs(
@@ -82,6 +82,10 @@ def hard_contrast(
         return -F.logsigmoid(own - negative).mean()
 
 
+def check_concentration(concentration: float) -> None:
+    require(0 <= concentration < math.inf, "concentration", concentration, "at least 0 and finite")
+
+
 def check_class_prior(class_prior: float) -> None:
     require(0 <= class_prior < 1, "class_prior", class_prior, "in [0, 1)")
 
@@ -91,7 +95,7 @@ def _debiased(mean: Tensor, own: Tensor, class_prior: float) -> Tensor:
     if class_prior == 0:
         return mean
     share = own + math.log(class_prior) - mean  # log of the part that is taken away
-    remains = share < 0
+    remains = share.detach().exp() < 1
     rest = torch.log1p(-share.where(remains, -1).exp())
     return (mean + rest - math.log1p(-class_prior)).where(remains | share.isnan(), -torch.inf)
 
@@ -115,6 +119,7 @@ class HardContrast(nn.Module):
     ):
         super().__init__()
         check_temperature(temperature)
+        check_concentration(concentration)
         check_class_prior(class_prior)
         self.temperature = temperature
         self.concentration = concentration
