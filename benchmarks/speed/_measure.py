@@ -6,8 +6,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +17,8 @@ from rich.progress import track
 from rich.table import Table
 
 from common.errors import RunError, require
+
+LONG_STEP = 20.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -37,13 +41,16 @@ def measure(prepare: Callable[[], Callable[[], object]], steps: int, threads: in
     _reset_peak()
     before = _status("VmRSS")
     step = prepare()
-    step()
-    seconds = []
-    for _ in range(steps):
-        start = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - start)
+    seconds = [_timed(step)]
+    if seconds[0] < LONG_STEP:  # otherwise warming up makes no difference
+        seconds = [_timed(step) for _ in range(steps)]
     return Measurement(statistics.median(seconds), (_status("VmHWM") - before) / 1024)
+
+
+def _timed(step: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
 
 
 def compare(
@@ -77,7 +84,20 @@ class Goal:
     memory: float | None = None
 
 
-def report(results: dict[str, Measurement], goals: Iterable[Goal], as_json: bool) -> int:
+@dataclass(frozen=True)
+class Limit:
+    """``ours`` in at most this much memory, for sizes that no peer can do."""
+
+    ours: str
+    mebibytes: float
+
+
+def report(
+    results: dict[str, Measurement],
+    goals: Iterable[Goal],
+    as_json: bool,
+    limits: Iterable[Limit] = (),
+) -> int:
     """Prints measurements and ratios; returns 0 if every goal is met, else 1."""
     ratios = [
         {
@@ -91,9 +111,13 @@ def report(results: dict[str, Measurement], goals: Iterable[Goal], as_json: bool
         ratio["met"] = (ratio["time"] is None or ratio["time_ratio"] <= ratio["time"]) and (
             ratio["memory"] is None or ratio["memory_ratio"] <= ratio["memory"]
         )
+    kept = [
+        {**asdict(limit), "met": results[limit.ours].mebibytes <= limit.mebibytes}
+        for limit in limits
+    ]
     if as_json:
         measured = {name: asdict(result) for name, result in results.items()}
-        print(json.dumps({"measurements": measured, "ratios": ratios}, indent=2))
+        print(json.dumps({"measurements": measured, "ratios": ratios, "limits": kept}, indent=2))
     else:
         console = Console()
         table = Table("contender", "s / step", "peak MiB")
@@ -111,7 +135,10 @@ def report(results: dict[str, Measurement], goals: Iterable[Goal], as_json: bool
                 "yes" if ratio["met"] else "no",
             )
         console.print(table)
-    return 0 if all(ratio["met"] for ratio in ratios) else 1
+        for limit in kept:
+            met = "yes" if limit["met"] else "no"
+            console.print(f"{limit['ours']}: at most {limit['mebibytes']:g} MiB: {met}")
+    return 0 if all(line["met"] for line in (*ratios, *kept)) else 1
 
 
 def run(
@@ -121,13 +148,20 @@ def run(
     goals: Iterable[Goal],
     argv: Sequence[str] | None,
     steps: int = 5,
+    peers: Mapping[str, str] | None = None,
+    limits: Iterable[Limit] = (),
 ) -> int:
     """The command ``clustrast speed NAME``; with ``--contender`` the process of one of them.
 
     Args:
         prepare: from a contender to its step, see :func:`measure`.
-        steps: timed steps of a process, after one that is not timed.
+        steps: timed steps of a process, after one that is not timed; a step of more than
+            ``LONG_STEP`` is taken once.
+        peers: the module that a contender imports; where it is not installed, the contender and
+            its goals are skipped with a message.
+        limits: of memory, beside the goals.
     """
+    peers = peers or {}
     module = f"benchmarks.speed.{name}"
     parser = argparse.ArgumentParser(prog=f"clustrast speed {name}")
     parser.add_argument("--rounds", type=int, default=3, help="fresh processes a contender")
@@ -138,10 +172,18 @@ def run(
     require(args.rounds >= 1, "--rounds", args.rounds, "at least 1")
     require(args.threads >= 1, "--threads", args.threads, "at least 1")
     if args.contender is None:
-        return report(compare(module, contenders, args.rounds, args.threads), goals, args.json)
+        missing = {c for c, peer in peers.items() if find_spec(peer.partition(".")[0]) is None}
+        for contender in sorted(missing):
+            print(f"skipped: {contender} ({peers[contender]} is not installed)", file=sys.stderr)
+        present = [contender for contender in contenders if contender not in missing]
+        results = compare(module, present, args.rounds, args.threads)
+        return report(results, [g for g in goals if g.peer not in missing], args.json, limits)
     require(args.contender in contenders, "contender", args.contender, f"one of {contenders}")
     import lightning  # noqa: F401  (imports are not part of what is measured)
     import torch_geometric.data  # noqa: F401
+
+    if args.contender in peers:
+        import_module(peers[args.contender])
 
     print(json.dumps(asdict(measure(lambda: prepare(args.contender), steps, args.threads))))
     return 0

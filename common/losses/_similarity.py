@@ -1,9 +1,8 @@
-"""Sums of exponentiated cosine similarities without the n x n matrix, gradient included.
+"""Unit rows, and sums of exponentiated cosine similarities over sparse pairs.
 
 Throughout, :math:`e_{ij} = \\exp(\\tau s_{ij})`, :math:`s_{ij} = \\hat z_i \\cdot \\hat z_j` and
 :math:`s_{ii} = 0`. Since :math:`|s| \\le 1`, no sum leaves the range of float32 while
-:math:`|\\tau|` is at most ``LARGEST_INVERSE_TEMPERATURE``. Both functions save O(n d) and recompute
-the similarities in the backward pass.
+:math:`|\\tau|` is at most ``LARGEST_INVERSE_TEMPERATURE``.
 """
 
 import torch
@@ -12,10 +11,6 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from common.adjacency import csr_tensor
-
-# Entries of one block of similarities: 2 MiB in float32 stay in a core's cache, which is what
-# makes the blocked form faster than the dense one as well as smaller.
-BLOCK_ENTRIES = 1 << 19
 
 LARGEST_INVERSE_TEMPERATURE = 60.0
 
@@ -30,41 +25,6 @@ def unit_rows(x: Tensor) -> Tensor:
     is_zero = largest == 0
     scaled = (x / largest.masked_fill(is_zero, 1)).masked_fill(is_zero, 0)
     return scaled / scaled.square().sum(dim=1, keepdim=True).masked_fill(is_zero, 1).sqrt()
-
-
-class ExponentialSums(Function):
-    r"""``(n, d)`` unit rows to :math:`\mathrm{den}_i = \sum_j e_{ij}`, ``(n,)``.
-
-    :math:`e` is symmetric, so each block of rows meets only the columns from its own first row on
-    and serves both triangles: half the exponentials.
-    """
-
-    @staticmethod
-    def forward(ctx, unit: Tensor, tau: float, block_entries: int) -> Tensor:
-        ctx.save_for_backward(unit)
-        ctx.tau, ctx.block_entries = tau, block_entries
-        sums = unit.new_zeros(len(unit))
-        for start, stop in _row_blocks(len(unit), block_entries):
-            block = _exponentials(unit, start, stop, tau)  # (b, n - start)
-            sums[start:stop] += block.sum(dim=1)
-            sums[stop:] += block[:, stop - start :].sum(dim=0)
-        return sums
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):
-        # d den_i / d z_j = tau e_ij z_i, hence sum_j tau e_ij (g_i + g_j) z_j for row i.
-        (unit,) = ctx.saved_tensors
-        tau = ctx.tau
-        grad_unit = torch.zeros_like(unit)
-        with torch.autocast(unit.device.type, enabled=False):
-            for start, stop in _row_blocks(len(unit), ctx.block_entries):
-                block = _exponentials(unit, start, stop, tau)
-                block[:, : stop - start].fill_diagonal_(0)
-                block.mul_(grad[start:stop, None] + grad[None, start:])
-                grad_unit[start:stop] += block @ unit[start:]
-                grad_unit[stop:] += block[:, stop - start :].T @ unit[start:stop]
-        return tau * grad_unit, None, None
 
 
 class WeightedExponentialSums(Function):
@@ -96,21 +56,6 @@ class WeightedExponentialSums(Function):
                 terms[row == col] = 0
                 grad_unit += csr_tensor(crow, col, terms, matrix.shape) @ unit
         return tau * grad_unit, None, None, None
-
-
-def _row_blocks(n: int, block_entries: int):
-    start = 0
-    while start < n:
-        stop = min(n, start + max(1, block_entries // (n - start)))
-        yield start, stop
-        start = stop
-
-
-def _exponentials(unit: Tensor, start: int, stop: int, tau: float) -> Tensor:
-    """``e`` for the rows ``start:stop`` and the columns from ``start`` on."""
-    block = torch.mm(unit[start:stop] * tau, unit[start:].T).exp_()
-    block[:, : stop - start].fill_diagonal_(1)
-    return block
 
 
 def _sparse_exponentials(unit: Tensor, pattern: Tensor, tau: float) -> Tensor:

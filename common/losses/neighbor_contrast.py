@@ -6,12 +6,11 @@ from torch import Tensor, nn
 from common.adjacency import csr_tensor, cumulative_power, quiet_sparse, sparse_transpose
 from common.errors import ArgumentError, require
 from common.losses._similarity import (
-    BLOCK_ENTRIES,
     LARGEST_INVERSE_TEMPERATURE,
-    ExponentialSums,
     WeightedExponentialSums,
     unit_rows,
 )
+from common.losses._streaming import self_logsumexp
 
 
 def neighbor_contrast(
@@ -21,7 +20,7 @@ def neighbor_contrast(
     inverse_temperature: float = 1.0,
     transposed: Tensor | None = None,
     epsilon: float = 1e-8,
-    block_entries: int = BLOCK_ENTRIES,
+    block_entries: int | None = None,
 ) -> Tensor:
     r"""Neighbour-contrast loss with weighted positives, exact, in O(n d + nnz) memory.
 
@@ -42,7 +41,7 @@ def neighbor_contrast(
         transposed: ``sparse_transpose(weights)``, to save its computation at every call.
         epsilon: keeps the logarithm finite for a node without positives.
         block_entries: entries of the similarity matrix that exist at once; any value gives the
-            same loss.
+            same loss. By default what suits the device.
 
     Returns:
         Scalar, float32 (float64 for float64 input).
@@ -65,7 +64,9 @@ def neighbor_contrast(
     with torch.autocast(z.device.type, enabled=False):
         unit = unit_rows(z)
         positive = positive_sums(unit, weights, inverse_temperature, transposed)  # (n,)
-        total = ExponentialSums.apply(unit, float(inverse_temperature), block_entries)  # (n,)
+        own = torch.arange(len(z), device=z.device)
+        others = self_logsumexp(unit, float(inverse_temperature), own, block_entries)  # (n,)
+        total = others.exp() + 1
         return -(positive / total + epsilon).log().mean()
 
 

@@ -3,8 +3,8 @@ import json
 import pytest
 import torch
 
-from benchmarks.speed import contrast, scgc, views
-from benchmarks.speed._measure import Goal, Measurement, compare, measure, report
+from benchmarks.speed import contrast, losses, scgc, views
+from benchmarks.speed._measure import Goal, Limit, Measurement, compare, measure, report, run
 from common.errors import ArgumentError, RunError
 
 RESULTS = {"ours": Measurement(1.0, 10.0), "peer": Measurement(4.0, 15.0)}
@@ -33,6 +33,27 @@ def test_table_names_every_contender(capsys):
     assert all(word in printed for word in ("ours", "peer", "0.25", "0.67", "yes"))
 
 
+@pytest.mark.parametrize(("mebibytes", "status"), [(10.0, 0), (9.9, 1)])
+def test_limits_of_memory(mebibytes, status, capsys):
+    assert report(RESULTS, [], as_json=False, limits=[Limit("ours", mebibytes)]) == status
+    assert ("yes" if status == 0 else "no") in capsys.readouterr().out
+
+
+def test_a_peer_that_is_not_installed_is_skipped(monkeypatch, capsys):
+    compared = []
+
+    def compare_nothing(module, contenders, rounds, threads):
+        compared.extend(contenders)
+        return RESULTS
+
+    monkeypatch.setattr("benchmarks.speed._measure.compare", compare_nothing)
+    goals = [Goal("ours", "absent", time=0.0)]
+    peers = {"absent": "no_such_package.losses"}
+    assert run("losses", lambda c: lambda: None, ["ours", "absent"], goals, [], peers=peers) == 0
+    assert compared == ["ours"]
+    assert "skipped: absent (no_such_package.losses is not installed)" in capsys.readouterr().err
+
+
 def test_memory_of_a_step_is_seen():
     threads = torch.get_num_threads()
     try:
@@ -49,7 +70,7 @@ def test_a_contender_that_fails_is_reported():
         compare("benchmarks.speed.contrast", ["nobody"], rounds=1, threads=1)
 
 
-@pytest.mark.parametrize("module", [contrast, scgc, views])
+@pytest.mark.parametrize("module", [contrast, losses, scgc, views])
 def test_goals_speak_of_contenders(module):
     for goal in module.GOALS:
         assert {goal.ours, goal.peer} <= set(module.CONTENDERS)
@@ -69,6 +90,22 @@ def test_both_forms_of_the_contrast_agree(monkeypatch):
         z = leaf_of(step)
         gradients.append(z.grad)
     torch.testing.assert_close(*gradients, atol=1e-7, rtol=1e-4)
+
+
+@pytest.mark.parametrize("objective", ["nt_xent", "info_nce", "supervised_contrast"])
+def test_losses_agree_with_their_peers(objective):
+    forms = {form for forms in losses.FORMS.values() for form in forms}
+    for form in forms:
+        module = losses.PEERS.get(f"{form}, n = 2048")
+        if module is not None:
+            pytest.importorskip(module)
+    values = []
+    for form in sorted(form for form in forms if form.partition(",")[0] == objective):
+        torch.manual_seed(0)
+        values.append(losses.prepare(f"{form}, n = 150")())
+    assert len(values) >= 2
+    for value in values[1:]:
+        torch.testing.assert_close(value, values[0], rtol=1e-5, atol=0)
 
 
 def leaf_of(step) -> torch.Tensor:

@@ -17,6 +17,7 @@ from common.losses import (
     student_t_log_assignment,
     target_distribution,
 )
+from tests.common.tensors import largest_tensor
 
 PATH = row_normalized_adjacency(torch.tensor([[0, 1], [1, 2]]), 3)
 Z3 = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
@@ -357,28 +358,3 @@ def test_bad_arguments_name_themselves(call, message):
 
 def leaf(n: int) -> torch.Tensor:
     return torch.randn(n, 10, requires_grad=True)
-
-
-def largest_tensor(call) -> int:
-    """Entries of the largest tensor that any operation inside ``call`` returns."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_leaves
-
-    class Watch(TorchDispatchMode):
-        largest = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            sizes = [
-                t.values().numel()
-                if t.layout == torch.sparse_csr
-                else t.untyped_storage().size() // 4
-                for t in tree_leaves(out)
-                if isinstance(t, torch.Tensor)
-            ]
-            self.largest = max([self.largest, *sizes])
-            return out
-
-    with Watch() as watch:
-        call()
-    return watch.largest

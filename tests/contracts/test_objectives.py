@@ -1,69 +1,27 @@
-"""The checks every objective passes. A new one joins by one line in ``OBJECTIVES``."""
-
-from collections.abc import Callable
-from dataclasses import dataclass
+"""The checks every objective passes. A new one joins by one line in ``objectives.py``."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from common.adjacency import cumulative_power, row_normalized_adjacency
-from common.losses import (
-    block_contrast,
-    neighbor_contrast,
-    self_training_loss,
-    student_t_log_assignment,
-)
-
-N, D, K = 24, 6, 3
-
-
-def ring_weights(n: int) -> Tensor:
-    ring = torch.stack([torch.arange(n), torch.arange(1, n + 1) % n])
-    return cumulative_power(row_normalized_adjacency(ring, n), 2)
-
-
-def contrast_with_ring(z: Tensor) -> Tensor:
-    return neighbor_contrast(z, ring_weights(len(z)).to(z.device), inverse_temperature=0.5)
-
-
-def block_contrast_with_ring(z: Tensor) -> Tensor:
-    clusters = torch.arange(len(z), device=z.device) * K // len(z)
-    return block_contrast(z, ring_weights(len(z)).to(z.device), clusters, K)
-
-
-def self_training_to_corners(z: Tensor) -> Tensor:
-    corners = torch.eye(K, z.shape[1], dtype=z.dtype, device=z.device)
-    log_q = student_t_log_assignment(z, corners)
-    fixed = torch.eye(K, dtype=log_q.dtype, device=z.device)[torch.arange(len(z)) % K]
-    return self_training_loss(log_q, 0.9 * fixed + 0.1 / K)
-
-
-def embeddings(dtype: torch.dtype = torch.float32) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(N, D, generator=generator, dtype=torch.float64).to(dtype)
-
-
-@dataclass(frozen=True)
-class Objective:
-    """An objective as a function of the embeddings alone, and what it promises."""
-
-    function: Callable[[Tensor], Tensor]
-    scale_invariant: bool  # to one positive factor on all embeddings
-
-
-OBJECTIVES = {
-    "neighbor_contrast": Objective(contrast_with_ring, scale_invariant=True),
-    "block_contrast": Objective(block_contrast_with_ring, scale_invariant=True),
-    "self_training": Objective(self_training_to_corners, scale_invariant=False),
-}
+from common.errors import ArgumentError
+from tests.contracts.objectives import OBJECTIVES, D, N, Objective, gradient_on_rank, normal
+from tests.ranks import on_ranks
 
 every_objective = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
 
 
+def embeddings(dtype: torch.dtype = torch.float32) -> Tensor:
+    return normal(N, D, dtype)
+
+
+def evaluate(objective: Objective, z: Tensor) -> Tensor:
+    return objective.function(z, torch.arange(len(z), device=z.device), False)
+
+
 def value_and_gradient(objective: Objective, z: Tensor) -> tuple[Tensor, Tensor]:
     z = z.clone().requires_grad_()
-    loss = objective.function(z)
+    loss = evaluate(objective, z)
     return loss.detach(), torch.autograd.grad(loss, z)[0]
 
 
@@ -84,7 +42,7 @@ def test_autocast_changes_nothing(objective):
     plain = value_and_gradient(objective, embeddings())
     z = embeddings().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = objective.function(z)
+        loss = evaluate(objective, z)
     torch.testing.assert_close((loss.detach(), torch.autograd.grad(loss, z)[0]), plain)
 
 
@@ -99,7 +57,7 @@ def test_backward_inside_autocast_stays_close(objective):
 @every_objective
 def test_gradient_against_finite_differences(objective):
     z = embeddings(torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(objective.function, (z,))
+    assert torch.autograd.gradcheck(lambda z: evaluate(objective, z), (z,))
 
 
 @every_objective
@@ -129,6 +87,47 @@ def test_scale_invariance_where_promised(objective):
 
 
 @every_objective
+def test_order_of_the_samples_does_not_matter(objective):
+    z = embeddings(torch.float64).requires_grad_()
+    order = torch.randperm(N)
+    straight = evaluate(objective, z)
+    permuted = objective.function(z[order], order, False)
+    torch.testing.assert_close(permuted, straight, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        torch.autograd.grad(permuted, z), torch.autograd.grad(straight, z), rtol=1e-9, atol=1e-12
+    )
+
+
+@every_objective
+def test_one_sample_is_evaluated_or_refused(objective):
+    z = embeddings()[:1]
+    if objective.fewest == 1:
+        loss, grad = value_and_gradient(objective, z)
+        assert loss.isfinite()
+        assert grad.isfinite().all()
+    else:
+        with pytest.raises(ArgumentError, match=f"must be at least {objective.fewest} rows"):
+            evaluate(objective, z)
+
+
+@every_objective
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_no_number_never_passes_silently(objective, value):
+    z = embeddings()
+    z[3, 1] = value
+    assert not evaluate(objective, z).isfinite()
+
+
+def test_two_processes_agree_with_one(tmp_path):
+    alone, ranks = gradient_on_rank(), on_ranks(gradient_on_rank, tmp_path)
+    for name, (value, gradient) in alone.items():
+        average = torch.stack([result[name][0] for result in ranks]).mean()
+        torch.testing.assert_close(average, value, rtol=1e-12, atol=0, msg=name)
+        for result in ranks:
+            torch.testing.assert_close(result[name][1], gradient, rtol=1e-9, atol=1e-12, msg=name)
+
+
+@every_objective
 def test_same_input_same_bits(objective):
     first, second = (value_and_gradient(objective, embeddings()) for _ in range(2))
     assert torch.equal(first[0], second[0])
@@ -144,8 +143,9 @@ def test_input_is_not_modified(objective):
 
 
 @every_objective
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_agrees_with_cpu(objective):
-    on_cpu = value_and_gradient(objective, embeddings(torch.float64))
-    on_gpu = value_and_gradient(objective, embeddings(torch.float64).cuda())
+def test_cuda_agrees_with_cpu(objective, dtype):
+    on_cpu = value_and_gradient(objective, embeddings(dtype))
+    on_gpu = value_and_gradient(objective, embeddings(dtype).cuda())
     torch.testing.assert_close([part.cpu() for part in on_gpu], list(on_cpu))

@@ -1,0 +1,128 @@
+"""What the pairwise objectives share: checks of arguments, and the negatives of each anchor."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from common.distributed import gather_rows
+from common.errors import ArgumentError, require
+from common.losses._similarity import unit_rows
+from common.losses._streaming import self_logsumexp, streamed_logsumexp
+
+
+def contrast_pairs(
+    anchor: Tensor,
+    positive: Tensor,
+    negatives: Tensor | None,
+    temperature: float | Tensor,
+    distributed: bool,
+    block_entries: int | None,
+) -> tuple[Tensor, Callable[[float], Tensor], int]:
+    r"""The logits of the positives, and a function that sums up those of the negatives.
+
+    Without ``negatives``, the rows of both views are anchors, and the negatives of each are all
+    rows of both views but itself and its positive. With them, the rows of ``anchor`` alone are
+    anchors, and ``negatives`` are all they meet.
+
+    Returns:
+        ``(a,)`` logits :math:`l^+` of the *a* anchors; from a factor *f* to
+        :math:`\log \sum_j \exp(f l_{ij})` over the negatives of each anchor, ``(a,)``; and the
+        number of those, the same for each.
+    """
+    check_pairs(anchor, positive, negatives)
+    check_temperature(temperature)
+    first, second = unit_rows(anchor), unit_rows(positive)
+    positive_logits = (first * second).sum(dim=1) / temperature  # (n,)
+
+    if negatives is not None:
+        given = unit_rows(negatives)
+
+        def against_given(factor: float) -> Tensor:
+            rows = first * (factor / temperature)
+            return streamed_logsumexp(rows, given, block_entries=block_entries)
+
+        return positive_logits, against_given, len(negatives)
+
+    unit = torch.cat([first, second])  # (2n, d)
+    columns, start = stack_views([first, second], distributed)
+    n = len(columns) // 2  # of all ranks
+    row_ids = (start + torch.arange(len(first), device=unit.device)).repeat(2)
+    column_ids = torch.arange(n, device=unit.device).repeat(2)
+
+    def against_others(factor: float) -> Tensor:
+        return logsumexp_of_others(
+            unit, columns, factor / temperature, row_ids, column_ids, block_entries
+        )
+
+    return positive_logits.repeat(2), against_others, 2 * n - 2
+
+
+def stack_views(views: list[Tensor], distributed: bool) -> tuple[Tensor, int]:
+    """The rows of one view after the other, of all ranks if ``distributed``, and the index within a
+    view of this rank's first."""
+    if not distributed:
+        return torch.cat(views), 0
+    gathered = [gather_rows(view) for view in views]
+    return torch.cat([rows for rows, _ in gathered]), gathered[0][1]
+
+
+def logsumexp_of_others(
+    unit: Tensor,
+    columns: Tensor,
+    scale: float | Tensor,
+    row_ids: Tensor,
+    column_ids: Tensor,
+    block_entries: int | None,
+) -> Tensor:
+    """Of ``scale`` times the cosine of each row with the columns of another id, ``(n,)``; the rows
+    are among the columns, and all of them where no other rank has any."""
+    if len(unit) == len(columns):
+        return self_logsumexp(unit, scale, column_ids, block_entries)
+    return streamed_logsumexp(
+        unit * scale, columns, row_ids=row_ids, column_ids=column_ids, block_entries=block_entries
+    )
+
+
+def check_pairs(anchor: Tensor, positive: Tensor, negatives: Tensor | None = None) -> None:
+    check_rows("anchor", anchor)
+    if positive.shape != anchor.shape or not positive.is_floating_point():
+        raise ArgumentError(
+            f"positive must be floats of the shape of anchor, {tuple(anchor.shape)}, "
+            f"got {tuple(positive.shape)} of {positive.dtype}"
+        )
+    if negatives is not None:
+        check_columns("negatives", negatives, anchor)
+
+
+def check_rows(name: str, x: Tensor) -> None:
+    if x.ndim != 2 or not x.is_floating_point() or len(x) == 0:
+        raise ArgumentError(
+            f"{name} must be (n, d) floats with n at least 1, got {tuple(x.shape)} of {x.dtype}"
+        )
+
+
+def check_columns(name: str, x: Tensor, rows: Tensor) -> None:
+    check_rows(name, x)
+    require(x.shape[1] == rows.shape[1], name, tuple(x.shape), f"(m, d) with d = {rows.shape[1]}")
+
+
+def check_labels(name: str, labels: Tensor, n: int) -> None:
+    if labels.shape != (n,) or labels.is_floating_point():
+        raise ArgumentError(
+            f"{name} must be ({n},) integers, got {tuple(labels.shape)} of {labels.dtype}"
+        )
+
+
+def check_temperature(temperature: float | Tensor) -> None:
+    """A tensor's value is not looked at, which would wait for the device."""
+    if isinstance(temperature, Tensor):
+        require(temperature.ndim == 0, "temperature", tuple(temperature.shape), "a scalar")
+    else:
+        require(0 < temperature < math.inf, "temperature", temperature, "positive and finite")
+
+
+def check_negatives(n_negatives: int, name: str = "anchor") -> None:
+    if n_negatives == 0:
+        raise ArgumentError(f"{name} must be at least 2 rows where no negatives are given, got 1")
