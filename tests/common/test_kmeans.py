@@ -3,6 +3,7 @@ import subprocess
 import sys
 import warnings
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ from torch.utils._pytree import tree_leaves
 
 from common.errors import ArgumentError
 from common.kmeans import KMeans, choose_engine
-from common.kmeans.estimator import _cluster_sums, _draw
+from common.kmeans.estimator import _cluster_sums
+from common.kmeans.seeding import draw
+from common.kmeans.sources import Ranks
 
 ENGINES = ["torch", *(["faiss"] if sys.platform != "darwin" else [])]
 
@@ -92,10 +95,14 @@ def test_engines_agree_from_the_same_start(metric):
     assert faiss.n_iter < 300
 
 
+def alone(n: int) -> SimpleNamespace:
+    return SimpleNamespace(total=n, first=0, ranks=Ranks(False))
+
+
 def test_rows_are_drawn_in_proportion_to_their_mass():
     mass = torch.tensor([0.4, 1.0, 0.0, 0.7])
     draws = torch.randint(2**31, (1, 100_000), generator=torch.Generator().manual_seed(0))
-    share = _draw(mass[None], draws)[0].bincount(minlength=4) / 100_000
+    share = draw(alone(4), mass[None], draws)[0].bincount(minlength=4) / 100_000
     torch.testing.assert_close(share, mass / mass.sum(), rtol=0, atol=0.006)
     assert share[2] == 0
 
@@ -103,7 +110,7 @@ def test_rows_are_drawn_in_proportion_to_their_mass():
 def test_the_smallest_and_the_largest_draw_give_the_first_and_the_last_row():
     mass = torch.rand(2, 1000, generator=torch.Generator().manual_seed(0)) + 0.1
     draws = torch.tensor([[0, 2**31 - 1]]).expand(2, 2)
-    assert _draw(mass, draws).tolist() == [[0, 999], [0, 999]]
+    assert draw(alone(1000), mass, draws).tolist() == [[0, 999], [0, 999]]
 
 
 def test_greedy_seeding_beats_random_rows():
@@ -482,7 +489,8 @@ def test_integers_of_any_type_are_taken():
         ({}, X[0], None, ["x", "(n, d)", "(2,)"]),
         ({}, X[:0], None, ["x", "(0, 2)"]),
         ({}, X.long(), None, ["x", "floating-point", "int64"]),
-        ({}, X.numpy(), None, ["x", "ndarray"]),
+        ({}, X.numpy().astype(int), None, ["x", "floating-point", "int64"]),
+        ({}, 3.0, None, ["x", "float"]),
         ({}, X.to_sparse(), None, ["x", "sparse"]),
         ({}, X / torch.zeros(1), None, ["x", "NaN"]),
         ({}, X.half() * 60_000, None, ["x", "infinity"]),
