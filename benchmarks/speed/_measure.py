@@ -23,16 +23,20 @@ LONG_STEP = 20.0  # seconds
 
 @dataclass(frozen=True)
 class Measurement:
-    """Median seconds of a step, and peak resident memory above that after the imports, in MiB."""
+    """Median seconds of a step, peak resident memory above that after the imports, in MiB, and the
+    objective it reached, if it has one.
+    """
 
     seconds: float
     mebibytes: float
+    objective: float | None = None
 
 
 def measure(prepare: Callable[[], Callable[[], object]], steps: int, threads: int) -> Measurement:
     """Measures in this process: ``prepare`` loads what a step needs and returns the step.
 
-    Memory counts from before ``prepare``, so that inputs, weights and optimiser are part of it.
+    Memory counts from before ``prepare``, so that inputs, weights and optimiser are part of it. A
+    step that reaches an objective returns a function that evaluates it, outside of the timing.
     """
     import torch
 
@@ -41,16 +45,19 @@ def measure(prepare: Callable[[], Callable[[], object]], steps: int, threads: in
     _reset_peak()
     before = _status("VmRSS")
     step = prepare()
-    seconds = [_timed(step)]
-    if seconds[0] < LONG_STEP:  # otherwise warming up makes no difference
-        seconds = [_timed(step) for _ in range(steps)]
-    return Measurement(statistics.median(seconds), (_status("VmHWM") - before) / 1024)
+    first, reached = _timed(step)
+    seconds = [first]
+    if first < LONG_STEP:  # otherwise warming up makes no difference
+        seconds = [_timed(step)[0] for _ in range(steps)]
+    mebibytes = (_status("VmHWM") - before) / 1024
+    objective = reached() if callable(reached) else None
+    return Measurement(statistics.median(seconds), mebibytes, objective)
 
 
-def _timed(step: Callable[[], object]) -> float:
+def _timed(step: Callable[[], object]) -> tuple[float, object]:
     start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
+    reached = step()
+    return time.perf_counter() - start, reached
 
 
 def compare(
@@ -69,6 +76,7 @@ def compare(
         name: Measurement(
             statistics.median(m.seconds for m in measured),
             statistics.median(m.mebibytes for m in measured),
+            measured[0].objective,
         )
         for name, measured in results.items()
     }
@@ -76,12 +84,37 @@ def compare(
 
 @dataclass(frozen=True)
 class Goal:
-    """``ours`` against ``peer``: at most these ratios of time and memory (None: no goal)."""
+    """``ours`` against ``peer``: at most these ratios of time and memory (None: no goal).
+
+    With ``objective``, at most this ratio of objectives, time and memory are compared at an
+    equal one: a peer whose own is worse than ours by more than this sets no goal for them.
+    """
 
     ours: str
     peer: str
     time: float | None = None
     memory: float | None = None
+    objective: float | None = None
+
+    def ratios(self, results: dict[str, Measurement]) -> dict[str, float | bool | None]:
+        """Ours over the peer's, and whether that meets the goal."""
+        ours, peer = results[self.ours], results[self.peer]
+        time, memory = ours.seconds / peer.seconds, ours.mebibytes / peer.mebibytes
+        quality = ours.objective / peer.objective if ours.objective and peer.objective else None
+        met = (self.time is None or time <= self.time) and (
+            self.memory is None or memory <= self.memory
+        )
+        equal = True
+        if self.objective is not None and quality is not None:
+            equal = quality >= 1 / self.objective
+            met = quality <= self.objective and (met or not equal)
+        return {
+            "time_ratio": time,
+            "memory_ratio": memory,
+            "objective_ratio": quality,
+            "equal_objective": equal,
+            "met": met,
+        }
 
 
 @dataclass(frozen=True)
@@ -99,18 +132,7 @@ def report(
     limits: Iterable[Limit] = (),
 ) -> int:
     """Prints measurements and ratios; returns 0 if every goal is met, else 1."""
-    ratios = [
-        {
-            **asdict(goal),
-            "time_ratio": results[goal.ours].seconds / results[goal.peer].seconds,
-            "memory_ratio": results[goal.ours].mebibytes / results[goal.peer].mebibytes,
-        }
-        for goal in goals
-    ]
-    for ratio in ratios:
-        ratio["met"] = (ratio["time"] is None or ratio["time_ratio"] <= ratio["time"]) and (
-            ratio["memory"] is None or ratio["memory_ratio"] <= ratio["memory"]
-        )
+    ratios = [{**asdict(goal), **goal.ratios(results)} for goal in goals]
     kept = [
         {**asdict(limit), "met": results[limit.ours].mebibytes <= limit.mebibytes}
         for limit in limits
@@ -120,20 +142,24 @@ def report(
         print(json.dumps({"measurements": measured, "ratios": ratios, "limits": kept}, indent=2))
     else:
         console = Console()
-        table = Table("contender", "s / step", "peak MiB")
+        scored = any(result.objective is not None for result in results.values())
+        table = Table("contender", "s / step", "peak MiB", *["objective"] * scored)
         for name, result in results.items():
-            table.add_row(name, f"{result.seconds:.4f}", f"{result.mebibytes:.0f}")
+            reached = "" if result.objective is None else f"{result.objective:.6g}"
+            cells = [name, f"{result.seconds:.4f}", f"{result.mebibytes:.0f}"]
+            table.add_row(*cells, *[reached] * scored)
         console.print(table)
-        table = Table("ours / peer", "time", "goal", "memory", "goal", "met")
+        compared = {"time": 2, "memory": 2} | ({"objective": 4} if scored else {})
+        headings = [heading for what in compared for heading in (what, "goal")]
+        table = Table("ours / peer", *headings, "met")
         for ratio in ratios:
-            table.add_row(
-                f"{ratio['ours']} / {ratio['peer']}",
-                f"{ratio['time_ratio']:.2f}",
-                "" if ratio["time"] is None else f"≤ {ratio['time']}",
-                f"{ratio['memory_ratio']:.2f}",
-                "" if ratio["memory"] is None else f"≤ {ratio['memory']}",
-                "yes" if ratio["met"] else "no",
-            )
+            cells = [f"{ratio['ours']} / {ratio['peer']}"]
+            for what, digits in compared.items():
+                value, goal = ratio[f"{what}_ratio"], ratio[what]
+                cells.append("" if value is None else f"{value:.{digits}f}")
+                cells.append("" if goal is None else f"≤ {goal}")
+            met = "yes" if ratio["met"] else "no"
+            table.add_row(*cells, met if ratio["equal_objective"] else f"{met}, peer's is worse")
         console.print(table)
         for limit in kept:
             met = "yes" if limit["met"] else "no"
@@ -148,6 +174,7 @@ def run(
     goals: Iterable[Goal],
     argv: Sequence[str] | None,
     steps: int = 5,
+    missing: Callable[[str], str | None] = lambda contender: None,
     peers: Mapping[str, str] | None = None,
     limits: Iterable[Limit] = (),
 ) -> int:
@@ -157,8 +184,9 @@ def run(
         prepare: from a contender to its step, see :func:`measure`.
         steps: timed steps of a process, after one that is not timed; a step of more than
             ``LONG_STEP`` is taken once.
-        peers: the module that a contender imports; where it is not installed, the contender and
-            its goals are skipped with a message.
+        missing: what keeps a contender from running here; it is then skipped with that message.
+        peers: the module that a contender imports, before it is measured; missing if it is not
+            installed.
         limits: of memory, beside the goals.
     """
     peers = peers or {}
@@ -166,27 +194,38 @@ def run(
     parser = argparse.ArgumentParser(prog=f"clustrast speed {name}")
     parser.add_argument("--rounds", type=int, default=3, help="fresh processes a contender")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads a contender")
+    parser.add_argument("--only", nargs="+", help="contenders with one of these in their names")
     parser.add_argument("--json", action="store_true", help="print the measurements as JSON")
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     require(args.rounds >= 1, "--rounds", args.rounds, "at least 1")
     require(args.threads >= 1, "--threads", args.threads, "at least 1")
     if args.contender is None:
-        missing = {c for c, peer in peers.items() if find_spec(peer.partition(".")[0]) is None}
-        for contender in sorted(missing):
-            print(f"skipped: {contender} ({peers[contender]} is not installed)", file=sys.stderr)
-        present = [contender for contender in contenders if contender not in missing]
-        results = compare(module, present, args.rounds, args.threads)
-        return report(results, [g for g in goals if g.peer not in missing], args.json, limits)
+        chosen = [c for c in contenders if not args.only or any(text in c for text in args.only)]
+        require(bool(chosen), "--only", args.only, f"part of one of {contenders}")
+        for contender in chosen.copy():
+            if reason := not_installed(peers.get(contender)) or missing(contender):
+                print(f"skipped {contender}: {reason}", file=sys.stderr)
+                chosen.remove(contender)
+        goals = [goal for goal in goals if {goal.ours, goal.peer} <= set(chosen)]
+        limits = [limit for limit in limits if limit.ours in chosen]
+        results = compare(module, chosen, args.rounds, args.threads)
+        return report(results, goals, args.json, limits)
     require(args.contender in contenders, "contender", args.contender, f"one of {contenders}")
     import lightning  # noqa: F401  (imports are not part of what is measured)
     import torch_geometric.data  # noqa: F401
 
     if args.contender in peers:
         import_module(peers[args.contender])
-
     print(json.dumps(asdict(measure(lambda: prepare(args.contender), steps, args.threads))))
     return 0
+
+
+def not_installed(module: str | None) -> str | None:
+    """Says so if a module, or the package it is in, is not installed."""
+    if module is None or find_spec(package := module.partition(".")[0]):
+        return None
+    return f"{package} is not installed"
 
 
 def _status(field: str) -> int:

@@ -1,9 +1,9 @@
 """Loss and gradient of contrastive objectives: streamed against dense, lightly and others.
 
 Two views of n random embeddings of 128 dimensions, temperature 0.1, 100 classes for the supervised
-loss. The peer "dense" is the plain form: one matrix of logits, masked, and cross-entropy. Goals: not
-slower than dense or any peer, at 8192 rows a fifth of the memory of dense, and at 65,536 rows, where
-one matrix of logits takes 64 GiB for NT-Xent and 16 GiB for InfoNCE, less than 1 GiB.
+loss. The peer "dense" is the plain form: one matrix of logits, masked, and cross-entropy. Goals:
+not slower than dense or any peer, at 8192 rows a fifth of the memory of dense, and at 65,536 rows,
+where one matrix of logits takes 64 GiB for NT-Xent and 16 GiB for InfoNCE, less than 1 GiB.
 """
 
 from collections.abc import Callable, Sequence

@@ -14,6 +14,7 @@ from benchmarks.speed._measure import Goal, run
 SIZES = {32: (32, 2560, 256), 224: (256, 192, 32)}  # size of the images, how many, batch size
 FORMS = ("ours", "torchvision", "lightly")
 CONTENDERS = tuple(f"{form}, {size} px" for size in SIZES for form in FORMS)
+PEERS = {f"lightly, {size} px": "lightly.transforms" for size in SIZES}
 GOALS = tuple(
     Goal(f"ours, {size} px", f"{peer}, {size} px", time=0.5) for size in SIZES for peer in FORMS[1:]
 )
@@ -81,7 +82,7 @@ class _Transformed:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run("views", prepare, CONTENDERS, GOALS, argv, steps=3)
+    return run("views", prepare, CONTENDERS, GOALS, argv, steps=3, peers=PEERS)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from benchmarks.speed import contrast, losses, scgc, views
+from benchmarks.speed import _measure, contrast, kmeans, losses, scgc, views
 from benchmarks.speed._measure import Goal, Limit, Measurement, compare, measure, report, run
 from common.errors import ArgumentError, RunError
 
@@ -25,6 +25,54 @@ def test_status_says_whether_the_goals_are_met(goal, status, capsys):
     (ratio,) = json.loads(capsys.readouterr().out)["ratios"]
     assert ratio["time_ratio"] == 0.25
     assert ratio["met"] == (status == 0)
+
+
+@pytest.mark.parametrize(
+    ("ours", "peer", "met", "equal"),
+    [
+        (100.0, 100.4, True, True),
+        (100.6, 100.0, False, True),
+        (100.0, 103.0, True, False),
+    ],
+)
+@pytest.mark.parametrize("slower", [False, True])
+def test_time_is_compared_at_an_equal_objective(ours, peer, met, equal, slower):
+    results = {
+        "ours": Measurement(2.0 if slower else 0.5, 1.0, ours),
+        "peer": Measurement(1.0, 1.0, peer),
+    }
+    ratios = Goal("ours", "peer", time=1.0, objective=1.005).ratios(results)
+    assert ratios["equal_objective"] == equal
+    assert ratios["met"] == (met and not (slower and equal))
+    assert ratios["objective_ratio"] == ours / peer
+
+
+def test_what_is_missing_is_skipped_and_what_is_asked_for_is_run(monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(
+        _measure,
+        "compare",
+        lambda module, names, *_: seen.extend(names) or {n: Measurement(1.0, 1.0) for n in names},
+    )
+    contenders = ("a: 1", "b: 1", "a: 2", "b: 2")
+    goals = (Goal("a: 1", "b: 1", time=0.5), Goal("a: 2", "b: 2", time=0.5))
+    reason = {"b: 1": "b is not installed"}.get
+    arguments = ("x", lambda c: lambda: None, contenders, goals)
+    assert _measure.run(*arguments, ["--only", ": 1"], missing=reason) == 0
+    assert seen == ["a: 1"]
+    assert "skipped b: 1: b is not installed" in capsys.readouterr().err
+    assert _measure.run(*arguments, []) == 1
+    with pytest.raises(ArgumentError, match="--only"):
+        _measure.run(*arguments, ["--only", "nobody"])
+
+
+@pytest.mark.parametrize("how", [*kmeans.OURS, *kmeans.PEERS])
+def test_every_k_means_reaches_an_objective(how, monkeypatch):
+    if kmeans.missing(f"{how}: tiny"):
+        pytest.skip("not installed")
+    monkeypatch.setitem(kmeans.SIZES, "tiny", (2000, 8, 10))
+    reached = kmeans.prepare(f"{how}: tiny")()()
+    assert reached < 1.2 * kmeans.prepare("ours from rows: tiny")()()
 
 
 def test_table_names_every_contender(capsys):
@@ -51,7 +99,7 @@ def test_a_peer_that_is_not_installed_is_skipped(monkeypatch, capsys):
     peers = {"absent": "no_such_package.losses"}
     assert run("losses", lambda c: lambda: None, ["ours", "absent"], goals, [], peers=peers) == 0
     assert compared == ["ours"]
-    assert "skipped: absent (no_such_package.losses is not installed)" in capsys.readouterr().err
+    assert "skipped absent: no_such_package is not installed" in capsys.readouterr().err
 
 
 def test_memory_of_a_step_is_seen():
@@ -70,7 +118,7 @@ def test_a_contender_that_fails_is_reported():
         compare("benchmarks.speed.contrast", ["nobody"], rounds=1, threads=1)
 
 
-@pytest.mark.parametrize("module", [contrast, losses, scgc, views])
+@pytest.mark.parametrize("module", [contrast, kmeans, losses, scgc, views])
 def test_goals_speak_of_contenders(module):
     for goal in module.GOALS:
         assert {goal.ours, goal.peer} <= set(module.CONTENDERS)

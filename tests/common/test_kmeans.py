@@ -1,8 +1,10 @@
 import math
+import os
 import subprocess
 import sys
 import warnings
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from common.errors import ArgumentError
-from common.kmeans import KMeans, choose_engine
-from common.kmeans.estimator import _cluster_sums, _draw
+from common.kmeans import KMeans, balanced_labels, choose_engine, sources
+from common.kmeans.estimator import _cluster_sums
+from common.kmeans.seeding import draw
+from common.kmeans.sources import Ranks
+from tests.common import kmeans_ranks
+from tests.ranks import on_ranks
 
 ENGINES = ["torch", *(["faiss"] if sys.platform != "darwin" else [])]
 
@@ -92,10 +98,14 @@ def test_engines_agree_from_the_same_start(metric):
     assert faiss.n_iter < 300
 
 
+def alone(n: int) -> SimpleNamespace:
+    return SimpleNamespace(total=n, first=0, ranks=Ranks(False))
+
+
 def test_rows_are_drawn_in_proportion_to_their_mass():
     mass = torch.tensor([0.4, 1.0, 0.0, 0.7])
     draws = torch.randint(2**31, (1, 100_000), generator=torch.Generator().manual_seed(0))
-    share = _draw(mass[None], draws)[0].bincount(minlength=4) / 100_000
+    share = draw(alone(4), mass[None], draws)[0].bincount(minlength=4) / 100_000
     torch.testing.assert_close(share, mass / mass.sum(), rtol=0, atol=0.006)
     assert share[2] == 0
 
@@ -103,7 +113,7 @@ def test_rows_are_drawn_in_proportion_to_their_mass():
 def test_the_smallest_and_the_largest_draw_give_the_first_and_the_last_row():
     mass = torch.rand(2, 1000, generator=torch.Generator().manual_seed(0)) + 0.1
     draws = torch.tensor([[0, 2**31 - 1]]).expand(2, 2)
-    assert _draw(mass, draws).tolist() == [[0, 999], [0, 999]]
+    assert draw(alone(1000), mass, draws).tolist() == [[0, 999], [0, 999]]
 
 
 def test_greedy_seeding_beats_random_rows():
@@ -482,7 +492,8 @@ def test_integers_of_any_type_are_taken():
         ({}, X[0], None, ["x", "(n, d)", "(2,)"]),
         ({}, X[:0], None, ["x", "(0, 2)"]),
         ({}, X.long(), None, ["x", "floating-point", "int64"]),
-        ({}, X.numpy(), None, ["x", "ndarray"]),
+        ({}, X.numpy().astype(int), None, ["x", "floating-point", "int64"]),
+        ({}, 3.0, None, ["x", "float"]),
         ({}, X.to_sparse(), None, ["x", "sparse"]),
         ({}, X / torch.zeros(1), None, ["x", "NaN"]),
         ({}, X.half() * 60_000, None, ["x", "infinity"]),
@@ -524,3 +535,341 @@ def test_a_fit_that_fails_changes_nothing():
     assert torch.equal(kmeans.centroids, before[0])
     assert torch.equal(kmeans.predict(X), before[1])
     assert kmeans.inertia == before[2]
+
+
+def test_two_ranks_find_what_one_process_finds(tmp_path):
+    first, second = on_ranks(kmeans_ranks.on_each, tmp_path)
+    for name, case in kmeans_ranks.CASES.items():
+        expected = kmeans_ranks.fitted(slice(None), case, False)
+        for found in (first[name], second[name]):
+            torch.testing.assert_close(found["centroids"], expected["centroids"])
+            assert found["inertia"] == pytest.approx(expected["inertia"], rel=1e-9)
+            assert found["n_iter"] == expected["n_iter"]
+        labels = torch.cat([first[name]["labels"], second[name]["labels"]])
+        assert torch.equal(labels, expected["labels"])
+        assert torch.equal(first[name]["centroids"], second[name]["centroids"])
+    steps = kmeans_ranks.in_steps(slice(None), False)
+    torch.testing.assert_close(first["steps"], steps)
+    assert torch.equal(first["steps"], second["steps"])
+    assert "another rank" in first["refused"]
+    assert "NaN" in second["refused"]
+    assert torch.equal(first["unseeded"], second["unseeded"])
+
+
+@pytest.fixture(scope="module")
+def on_disk(tmp_path_factory, digits) -> np.memmap:
+    path = tmp_path_factory.mktemp("rows") / "digits.npy"
+    np.save(path, digits.numpy())
+    return np.load(path, mmap_mode="r")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"n_init": 2},
+        {"init": "random"},
+        {"init": "nested"},
+        {"metric": "cosine"},
+        {"weighted": True},
+        {"labelled": True},
+    ],
+)
+def test_chunks_give_what_the_rows_in_memory_give(digits, on_disk, monkeypatch, arguments):
+    weighted, labelled = arguments.get("weighted"), arguments.get("labelled")
+    arguments = {k: v for k, v in arguments.items() if k not in ("weighted", "labelled")}
+    weights = torch.linspace(0.1, 3, len(digits)) if weighted else None
+    known = torch.where(torch.arange(len(digits)) % 9 == 0, 3, -1) if labelled else None
+    kmeans = KMeans(10, seed=0, max_iter=20, engine="torch", **arguments)
+    expected = kmeans.fit(digits, weights, known)
+    labels, inertia = expected.labels, expected.inertia
+    monkeypatch.setattr(sources, "CHUNK_BYTES", 100_000)
+    in_pieces = [digits[:700].numpy(), digits[700:].half()]  # exact: sixteenths
+    for chunks in on_disk, lambda: iter(digits.split(500)), in_pieces:
+        found = kmeans.fit(chunks, weights, known)
+        assert found.inertia == pytest.approx(inertia, rel=1e-5)
+        assert (found.labels == labels).float().mean() > 0.999
+        if known is None:
+            assert torch.equal(found.predict(chunks), found.labels)
+
+
+def test_one_chunk_at_a_time_is_read(digits):
+    alive, most = 0, 0
+
+    class Chunk(np.ndarray):
+        def __del__(self):
+            nonlocal alive
+            alive -= self.base is None
+
+    def chunks():
+        nonlocal alive, most
+        for part in digits.numpy().reshape(-1, 64)[:1700].reshape(17, 100, 64):
+            chunk = Chunk(part.shape, dtype=part.dtype)
+            chunk[:] = part
+            alive += 1
+            most = max(most, alive)
+            yield chunk
+            del chunk
+
+    KMeans(10, seed=0, init="random", max_iter=3).fit(chunks)
+    assert 0 < most <= 2
+
+
+def test_arrays_in_memory_are_taken_as_tensors(digits):
+    array = digits.numpy().copy()
+    array.flags.writeable = False
+    kmeans = KMeans(10, seed=0).fit(array)
+    assert torch.equal(kmeans.labels, KMeans(10, seed=0).fit(digits).labels)
+    assert torch.equal(kmeans.predict(array), kmeans.labels)
+
+
+def test_a_device_is_chosen():
+    kmeans = KMeans(3, seed=0, device="cpu").fit(X)
+    assert kmeans.centroids.device == torch.device("cpu")
+    with pytest.raises(RuntimeError, match="meta"):  # meta has no numbers: the device was heeded
+        KMeans(3, seed=0, device="meta").fit(X)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (iter([X]), ["x", "more than once", "function"]),
+        ((part for part in [X]), ["x", "generator"]),
+        (lambda: [], ["x", "no chunk"]),
+        ([X, X[:, :1]], ["x", "(n, 2)", "(6, 1)"]),
+        ([X, X / 0], ["x", "NaN"]),
+        ([[1.0, 2.0]], ["chunks of x", "list"]),
+    ],
+)
+def test_chunks_that_cannot_be_used_are_named(given, words):
+    with pytest.raises(ArgumentError) as error:
+        KMeans(2, seed=0).fit(given)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_chunks_that_change_between_passes_are_noticed():
+    passes = iter([[X, X], [X], [X], [X]])
+    with pytest.raises(ArgumentError, match=r"same rows in each pass, got 12 .* 6"):
+        KMeans(2, seed=0).fit(lambda: next(passes))
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_known_rows_keep_their_class(metric):
+    x = blobs(300, 4, 5, dtype=torch.float64)
+    known = torch.full((300,), -1)
+    known[:40] = torch.arange(40) % 3  # labels that have nothing to do with the rows
+    kmeans = KMeans(6, metric=metric, seed=0, tol=0).fit(x, known=known)
+    assert torch.equal(kmeans.labels[:40], known[:40])
+    unit = x / x.norm(dim=1, keepdim=True) if metric == "cosine" else x
+    distances = torch.cdist(unit, kmeans.centroids)
+    assert torch.equal(kmeans.labels[40:], distances.argmin(dim=1)[40:])
+    means = torch.stack([unit[kmeans.labels == j].mean(dim=0) for j in range(6)])
+    means = means / means.norm(dim=1, keepdim=True) if metric == "cosine" else means
+    torch.testing.assert_close(means, kmeans.centroids)
+    cost = (unit - kmeans.centroids[kmeans.labels]).square().sum()
+    expected = cost / 2 if metric == "cosine" else cost
+    assert kmeans.inertia == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize("init", ["k-means++", "random"])
+def test_known_classes_start_from_their_means_and_the_others_elsewhere(init):
+    centres = torch.tensor([[0.0, 0.0], [20.0, 0.0], [0.0, 20.0], [20.0, 20.0]])
+    x = centres.repeat_interleave(50, dim=0) + blobs(200, 2, 1) * 0.01
+    known = torch.full((200,), -1)
+    known[50:60], known[150:160] = 0, 2  # around (20, 0) and (20, 20)
+    kmeans = KMeans(4, init=init, seed=0, n_init=4).fit(x, known=known)
+    assert set(kmeans.labels[50:100].tolist()) == {0}
+    assert set(kmeans.labels[150:].tolist()) == {2}
+    assert {*kmeans.labels[:50].tolist(), *kmeans.labels[100:150].tolist()} == {1, 3}
+
+
+def test_all_rows_known_are_class_means():
+    known = torch.tensor([0, 1, 0, 1, 1, 0])
+    kmeans = KMeans(2, seed=0).fit(X, known=known)
+    assert torch.equal(kmeans.labels, known)
+    expected = torch.stack([X[known == j].mean(dim=0) for j in range(2)])
+    torch.testing.assert_close(kmeans.centroids, expected)
+    with pytest.raises(ArgumentError, match=r"known must leave a row without label .* got 0"):
+        KMeans(3, seed=0).fit(X, known=known)
+
+
+@pytest.mark.parametrize(
+    ("known", "words"),
+    [
+        (torch.zeros(5, dtype=torch.long), ["known", "(6,)", "(5,)"]),
+        (torch.zeros(6), ["known", "integers", "float32"]),
+        (torch.full((6,), 3), ["known", "0 to 2", "3"]),
+        (torch.full((6,), -2), ["known", "-1", "-2"]),
+    ],
+)
+def test_known_labels_that_cannot_be_are_named(known, words):
+    with pytest.raises(ArgumentError) as error:
+        KMeans(3, seed=0).fit(X, known=known)
+    assert all(word in str(error.value) for word in words)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_clusters_of_limited_size(metric):
+    x = blobs(203, 3, 2, dtype=torch.float64)
+    kmeans = KMeans(6, metric=metric, seed=0, max_cluster_size=34).fit(x)
+    assert kmeans.labels.bincount(minlength=6).max() <= 34
+    unit = x / x.norm(dim=1, keepdim=True) if metric == "cosine" else x
+    means = torch.stack([unit[kmeans.labels == j].mean(dim=0) for j in range(6)])
+    means = means / means.norm(dim=1, keepdim=True) if metric == "cosine" else means
+    torch.testing.assert_close(means, kmeans.centroids, rtol=0, atol=0.05)
+    assert torch.equal(kmeans.labels, balanced_labels(unit, kmeans.centroids, 34))
+    free = KMeans(6, metric=metric, seed=0).fit(x)
+    wide = KMeans(6, metric=metric, seed=0, max_cluster_size=203).fit(x)
+    assert torch.equal(wide.labels, free.labels)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fit", "words"),
+    [
+        ({"max_cluster_size": 1}, {}, ["max_cluster_size", "2 for n=6 and k=3", "got 1"]),
+        ({"max_cluster_size": 4}, {"weights": torch.ones(6)}, ["max_cluster_size", "weights"]),
+        ({"max_cluster_size": 4}, {"known": torch.zeros(6).long()}, ["max_cluster_size", "known"]),
+        ({"init": "nested"}, {"known": torch.zeros(6).long()}, ["known", "nested"]),
+        ({"init": "superkmeans"}, {"weights": torch.ones(6)}, ["superkmeans", "weights"]),
+        ({"engine": "triton"}, {}, ["triton", "CUDA"]),
+    ],
+)
+def test_what_does_not_go_together_is_named(arguments, fit, words):
+    with pytest.raises(ArgumentError) as error:
+        KMeans(3, seed=0, **arguments).fit(X, **fit)
+    assert all(word in str(error.value) for word in words)
+    with pytest.raises(ArgumentError, match=r"max_cluster_size .* distributed"):
+        KMeans(3, max_cluster_size=3, distributed=True)
+    with pytest.raises(ArgumentError, match=r"max_cluster_size .* partial_fit"):
+        KMeans(3, max_cluster_size=3).partial_fit(X)
+
+
+def minibatches_by_loops(
+    batches: list[np.ndarray], weights: list[np.ndarray], centroids: np.ndarray
+) -> np.ndarray:
+    """Sculley's mini-batch k-means, one row at a time, in float64."""
+    centroids, counts = centroids.copy(), np.zeros(len(centroids))
+    for batch, weight in zip(batches, weights, strict=True):
+        nearest = [int(np.argmin(((row - centroids) ** 2).sum(axis=1))) for row in batch]
+        for row, w, j in zip(batch, weight, nearest, strict=True):
+            counts[j] += w
+            centroids[j] += w / counts[j] * (row - centroids[j])
+    return centroids
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_partial_fit_equals_the_loops(digits, dtype):
+    x = digits[:600].to(dtype)
+    weights = torch.linspace(0.5, 2, 600)
+    start = x[::60]
+    expected = minibatches_by_loops(
+        [part.double().numpy() for part in x.split(150)],
+        [part.double().numpy() for part in weights.split(150)],
+        start.double().numpy(),
+    )
+    kmeans = KMeans(10, init=start)
+    for batch, weight in zip(x.split(150), weights.split(150), strict=True):
+        kmeans.partial_fit(batch, weight)
+    assert kmeans.n_iter == 4
+    assert kmeans.labels.shape == (150,)
+    assert kmeans.centroids.dtype == (dtype if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(
+        kmeans.centroids.double(), torch.from_numpy(expected), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_partial_fit_goes_on_where_fit_stopped(digits):
+    kmeans = KMeans(10, seed=0, tol=0).fit(digits[:1000])
+    before, counts = kmeans.centroids.clone(), kmeans.labels.bincount(minlength=10)
+    batch = digits[1000:1200]
+    nearest = kmeans.predict(batch)
+    kmeans.partial_fit(batch)
+    for j in range(10):
+        rows = batch[nearest == j]
+        expected = (before[j] * counts[j] + rows.sum(dim=0)) / (counts[j] + len(rows))
+        torch.testing.assert_close(kmeans.centroids[j], expected)
+
+
+def test_minibatches_come_near_to_all_rows(digits):
+    full = KMeans(10, seed=0).fit(digits)
+    kmeans = KMeans(10, seed=0)
+    for epoch in range(3):
+        order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(epoch))
+        for batch in digits[order].split(256):
+            kmeans.partial_fit(batch)
+    labels = kmeans.predict(digits)
+    inertia = float((digits - kmeans.centroids[labels]).square().sum())
+    assert inertia < 1.1 * full.inertia
+
+
+def test_a_step_that_fails_changes_nothing():
+    kmeans = KMeans(3, seed=0).partial_fit(X)
+    before = kmeans.centroids.clone(), kmeans.n_iter
+    with pytest.raises(ArgumentError, match="NaN"):
+        kmeans.partial_fit(X / 0)
+    with pytest.raises(ArgumentError, match=r"\(n, 2\)"):
+        kmeans.partial_fit(X[:, :1])
+    with pytest.raises(ArgumentError, match=r"2\^60"):
+        kmeans.partial_fit(X + 1e30)
+    assert torch.equal(kmeans.centroids, before[0])
+    assert kmeans.n_iter == before[1]
+    with pytest.raises(ArgumentError, match="n_clusters=7 for n=6"):
+        KMeans(7).partial_fit(X)
+
+
+@pytest.mark.parametrize("init", ["nested", "superkmeans"])
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_a_start_from_samples_is_as_good(init, metric):
+    if init == "superkmeans":
+        pytest.importorskip("superkmeans")
+    x = blobs(8000, 32, 60)
+    full = KMeans(20, metric=metric, seed=0).fit(x)
+    kmeans = KMeans(20, init=init, metric=metric, seed=0).fit(x)
+    again = KMeans(20, init=init, metric=metric, seed=0).fit(x)
+    assert kmeans.inertia < (1.05 if init == "superkmeans" else 1.01) * full.inertia
+    assert torch.equal(kmeans.labels, again.labels)
+
+
+TRITON = """
+import torch
+from common.kmeans import KMeans
+from tests.common.test_kmeans import blobs
+
+x = blobs(200, 37, 70)  # no multiple of any block
+for metric in ("euclidean", "cosine"):
+    expected, found = (
+        KMeans(70, init=x[:70], metric=metric, engine=engine, max_iter=2).fit(x)
+        for engine in ("torch", "triton")
+    )
+    assert found.engine_used == "triton"
+    assert torch.equal(found.labels, expected.labels)
+    torch.testing.assert_close(found.centroids, expected.centroids)
+expected, found = (
+    KMeans(5, n_init=3, seed=0, engine=e, max_iter=2).fit(x) for e in ("torch", "triton")
+)
+assert torch.equal(found.labels, expected.labels)
+"""
+
+
+def test_the_triton_kernel_finds_what_torch_finds():
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}  # read when triton is imported
+    subprocess.run([sys.executable, "-c", TRITON], env=environment, check=True)
+
+
+@by_chance
+@given(problems, st.booleans())
+def test_limits_and_known_labels_always_hold(problem, limited):
+    x, k = problem
+    n = len(x)
+    known = torch.where(torch.arange(n) % 4 == 0, torch.arange(n) % k, -1)
+    size = -(-n // k)
+    inertias = []
+    for steps in range(1, 5):
+        kmeans = KMeans(k, init=x[:k], max_iter=steps, tol=0)
+        if limited:
+            kmeans.max_cluster_size = size
+            assert kmeans.fit(x).labels.bincount(minlength=k).max() <= size
+        else:
+            assert torch.equal(kmeans.fit(x, known=known).labels[known >= 0], known[known >= 0])
+        inertias.append(kmeans.inertia)
+    assert all(b <= a * (1 + 1e-9) + 1e-12 for a, b in pairwise(inertias))

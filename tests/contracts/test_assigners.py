@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from common.errors import ArgumentError
-from common.kmeans import KMeans
+from common.kmeans import KMeans, balanced_labels
 from common.losses import student_t_log_assignment
 from common.mixture import GaussianMixture
 
@@ -53,6 +53,7 @@ ASSIGNERS = {
     "kmeans_cosine": Assigner(kmeans("cosine"), differentiable=False, needs_rows=True),
     "mixture": Assigner(mixture("full"), differentiable=False, needs_rows=True),
     "mixture_diagonal": Assigner(mixture("diag"), differentiable=False, needs_rows=True),
+    "balanced": Assigner(lambda x, c: balanced_labels(x, c, len(x)), differentiable=False),
     "student_t": Assigner(
         lambda x, centroids: student_t_log_assignment(x, centroids).exp(),
         differentiable=True,
