@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from common.errors import ArgumentError
-from common.kmeans import KMeans
+from common.kmeans import KMeans, balanced_labels
 from common.losses import student_t_log_assignment
 
 N, D, K = 40, 5, 4
@@ -42,6 +42,7 @@ def kmeans(metric: str, engine: str = "torch") -> Callable[[Tensor, Tensor], Ten
 ASSIGNERS = {
     "kmeans": Assigner(kmeans("euclidean"), differentiable=False, needs_rows=True),
     "kmeans_cosine": Assigner(kmeans("cosine"), differentiable=False, needs_rows=True),
+    "balanced": Assigner(lambda x, c: balanced_labels(x, c, len(x)), differentiable=False),
     "student_t": Assigner(
         lambda x, centroids: student_t_log_assignment(x, centroids).exp(),
         differentiable=True,
