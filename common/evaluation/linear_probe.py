@@ -111,7 +111,7 @@ def _newton(
 ) -> tuple[Tensor, float]:
     """Weights ``(c, d)`` of the least mean cross-entropy plus ridge, and the gradient left there.
 
-    Every step decreases the objective; where rounding lets none do so, the search ends.
+    Every step decreases the objective or, once that is lost in rounding, the gradient.
     """
     n = len(features)
 
@@ -121,14 +121,15 @@ def _newton(
 
     weight = features.new_zeros(c, features.shape[1])
     value = objective(weight)
-    steepest = inf
+    rounding = 4 * torch.finfo(value.dtype).eps * value.abs()
+    steepest, level = inf, False
     for _ in range(max_iterations):
         probabilities = (features @ weight.T).softmax(dim=1)  # (n, c)
         error = probabilities.clone()
         error[torch.arange(n, device=error.device), labels] -= 1
         gradient = error.T @ features / n + ridge * weight
-        steepest = float(gradient.abs().max())
-        if steepest <= tolerance:
+        before, steepest = steepest, float(gradient.abs().max())
+        if steepest <= tolerance or (level and steepest >= before):
             break
 
         def curved(direction: Tensor, p: Tensor = probabilities) -> Tensor:
@@ -141,10 +142,11 @@ def _newton(
         for halvings in range(30):
             candidate = weight + direction / 2**halvings
             reached = objective(candidate)
-            if reached <= value + 1e-4 * slope / 2**halvings:
+            if reached <= value + 1e-4 * slope / 2**halvings + rounding:
                 break
-        if not reached < value:
+        else:
             break
+        level = not reached < value
         weight, value = candidate, reached
     return weight, steepest
 
