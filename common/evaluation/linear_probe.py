@@ -233,12 +233,11 @@ def train_linear_probe(
     weight = 0.01 * torch.randn(n_classes, x.shape[1], generator=generator, dtype=x.dtype)
     weight = weight.to(x.device).requires_grad_()
     bias = x.new_zeros(n_classes, requires_grad=True)
-    optimizer = torch.optim.SGD(
-        [{"params": [weight], "weight_decay": weight_decay}, {"params": [bias]}],
-        lr=lr,
-        momentum=momentum,
-        nesterov=nesterov,
-    )
+    groups = [
+        {"params": [weight], "weight_decay": weight_decay},
+        {"params": [bias], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         for epoch in range(epochs):
             passed = sum(milestone <= epoch for milestone in milestones)

@@ -93,8 +93,8 @@ def retrieval_scores(
         average = (hits / ranks * relevant).sum(dim=1) / hits[:, -1].clamp(min=1)
         columns = [hits[:, k - 1] > 0 for k in ks] + [hits[:, k - 1] / k for k in ks] + [average]
         sums += torch.stack([column.float().sum() for column in columns]).cpu().double()
-    names = [f"recall@{k}" for k in ks] + [f"precision@{k}" for k in ks] + ["map"]
-    return dict(zip(names, (sums / len(queries)).tolist(), strict=True))
+    scores = [f"recall@{k}" for k in ks] + [f"precision@{k}" for k in ks] + ["map"]
+    return dict(zip(scores, (sums / len(queries)).tolist(), strict=True))
 
 
 def _comparable(queries: Tensor, found: Tensor, metric: str) -> tuple[Tensor, Tensor]:

@@ -134,11 +134,10 @@ class _MicroBatches:
             )
         if n <= self.size:
             return self.forward(*args, **kwargs)
+        run: Callable[..., Any] = self._run
         if torch.is_grad_enabled():
             context = partial(_first_and_second_pass, self.module)
             run = partial(checkpoint, self._run, use_reentrant=False, context_fn=context)
-        else:
-            run = self._run
         before = _buffer_versions(self.module)
         outputs = []
         for start, stop in _equal_parts(n, -(-n // self.size)):

@@ -110,11 +110,12 @@ class HealthMonitor(Callback):
         self.patience = require_int("patience", patience, 1)
         self.readings: dict[str, float] = {}
         self.warning: str | None = None
+        self._length: int | None = None  # of a window of this fit
         self._ill: dict[str, int] = {}  # windows in a row, by symptom
         self._sums = _Sums()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._sums = _Sums()
+        self._sums, self._length = _Sums(), self.window
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -145,11 +146,11 @@ class HealthMonitor(Callback):
         self._ill = dict(state_dict["ill"])
 
     def _window(self, trainer: Trainer) -> int:
-        if self.window is None:
+        if self._length is None:
             batches = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
             longest = LONGEST_WINDOW if isinf(batches) else int(batches) // TRAINING_IN_WINDOWS
-            self.window = min(max(longest, 1), LONGEST_WINDOW)
-        return self.window
+            self._length = min(max(longest, 1), LONGEST_WINDOW)
+        return self._length
 
 
 class _Sums:
@@ -189,10 +190,10 @@ class _Sums:
 
     def _add_assignment(self, assignment: Tensor, n_clusters: int | None) -> None:
         soft = assignment.ndim == 2
-        if not soft and n_clusters is None:
+        k = assignment.shape[1] if soft else n_clusters
+        if k is None:
             raise ArgumentError("n_clusters is needed where outputs['assignment'] are labels")
         labels = assignment.argmax(dim=1) if soft else assignment.long()
-        k = assignment.shape[1] if soft else n_clusters
         sizes = torch.zeros(k, device=labels.device)
         sizes.scatter_add_(0, labels, torch.ones_like(labels, dtype=sizes.dtype))
         mass = _at_least_float32(assignment).sum(dim=0) if soft else sizes
@@ -211,7 +212,7 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 def _readings(totals: dict[str, Tensor]) -> dict[str, float]:
-    readings = {
+    readings: dict[str, float] = {
         name: float(totals[name][0] / totals[name][1])
         for name in ("loss", "positive_score", "negative_score")
         if name in totals

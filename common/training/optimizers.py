@@ -45,7 +45,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
         if isinstance(child, NORMALISATIONS)
         for parameter in child.parameters(recurse=False)
     }
-    weights, rest = [], []
+    weights: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             exempt = (
@@ -130,7 +131,7 @@ class LARS(Optimizer):
         super().__init__(params, {**settings, **flags})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():

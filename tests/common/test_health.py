@@ -179,7 +179,7 @@ def test_the_state_survives_a_checkpoint_and_the_warning_with_it():
 def test_a_window_follows_the_length_of_training():
     monitor = HealthMonitor()
     fit(contrast, monitor, epochs=50)  # 100 batches
-    assert monitor.window == 2
+    assert monitor._length == 2
 
 
 def test_wrong_arguments_and_outputs_are_named():
