@@ -109,9 +109,8 @@ def nearest_neighbors(
         tensor([2, 2, 0])
     """
     for name, x in (("queries", queries), ("keys", keys)):
-        matrix = isinstance(x, Tensor) and x.ndim == 2 and len(x) and x.layout == torch.strided
         came = (x.dtype, *x.shape) if isinstance(x, Tensor) else type(x).__name__
-        require(matrix and not x.is_complex(), name, came, "a dense real tensor, (n, d)")
+        require(_is_matrix(x), name, came, "a dense real tensor of shape (n, d)")
     if queries.shape[1] != keys.shape[1]:
         raise ArgumentError(
             f"queries and keys must have the same width, "
@@ -129,7 +128,6 @@ def nearest_neighbors(
 
     dtype = torch.promote_types(torch.promote_types(queries.dtype, keys.dtype), torch.float32)
     queries, keys = queries.detach().to(dtype), keys.detach().to(dtype)
-    block = max(1, memory_budget // (len(keys) * keys.element_size()))
     found = _search(
         {"queries": queries, "keys": keys},
         n_neighbors,
@@ -138,6 +136,11 @@ def nearest_neighbors(
         block_size=max(1, memory_budget // (len(keys) * keys.element_size())),
     )
     return _values(queries, keys, found, metric, memory_budget)
+
+
+def _is_matrix(x: Any) -> bool:
+    dense = isinstance(x, Tensor) and x.layout == torch.strided and not x.is_complex()
+    return dense and x.ndim == 2 and x.numel() > 0
 
 
 def _search(

@@ -1,6 +1,6 @@
 """Scores of clusterings: of given labels, of frozen embeddings, and of a model while it trains."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from math import isinf
 from typing import Any, Literal, NamedTuple, Self, cast
@@ -10,7 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torchmetrics.functional.clustering import normalized_mutual_info_score
 
-from common.errors import ArgumentError
+from common.errors import ArgumentError, require_int
+from common.evaluation.embedding import Embedded, EmbeddingScores, evaluating, labelled, prepared
 from common.kmeans import KMeans
 from common.metrics.clustering import accuracy_of, compact_table, macro_f1_of, require_labels
 
@@ -133,6 +134,50 @@ def cluster_embeddings(
     return clustering_scores(labels, target), labels
 
 
+class KMeansScores(EmbeddingScores):
+    """:func:`cluster_embeddings` of the last loader.
+
+    Args:
+        n_clusters: None is the number of classes.
+        n_init: restarts of k-means.
+        seed: of k-means.
+        metric: of k-means.
+        loaders: see :class:`~common.evaluation.embedding.EmbeddingScores`, as for the rest, the
+            batches and the distributed behaviour.
+        every_n_epochs: epochs between scores.
+        name: of the scores in the log.
+
+    Logged: ``kmeans/acc``, ``kmeans/nmi``, ``kmeans/ari``, ``kmeans/f1``.
+
+    Example:
+        >>> KMeansScores(metric="cosine").history
+        []
+    """
+
+    def __init__(
+        self,
+        n_clusters: int | None = None,
+        n_init: int = 20,
+        seed: int = 0,
+        metric: Literal["euclidean", "cosine"] = "euclidean",
+        loaders: Sequence[Iterable[Any]] | None = None,
+        every_n_epochs: int = 1,
+        name: str = "kmeans",
+    ):
+        super().__init__(loaders, every_n_epochs, name)
+        self.n_clusters = None if n_clusters is None else require_int("n_clusters", n_clusters, 1)
+        self.n_init = require_int("n_init", n_init, 1)
+        self.seed = seed
+        self.metric: Literal["euclidean", "cosine"] = metric
+
+    def score(self, fitted_on: Embedded | None, scored: Embedded) -> dict[str, float]:
+        embeddings, labels = labelled(scored, "last")
+        k = self.n_clusters or len(labels.unique())
+        return cluster_embeddings(
+            embeddings, labels, k, self.n_init, self.seed, metric=self.metric
+        )[0]
+
+
 class ClusteringScores(Callback):
     """Scores a clustering model on each batch it trains on, and once more when training has ended.
 
@@ -184,15 +229,8 @@ class ClusteringScores(Callback):
         self._log(pl_module, "train", entry)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        modes = {module: module.training for module in pl_module.modules()}
-        pl_module.eval()
-        try:
-            # A shuffled loader must not shift the numbers of whatever comes after training.
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                self.final = self._score(_assigned_training_batches(trainer, pl_module))
-        finally:
-            for module, training in modes.items():
-                module.training = training
+        with evaluating(pl_module):
+            self.final = self._score(_assigned_training_batches(trainer, pl_module))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seen = []
@@ -284,9 +322,7 @@ def _assigned_training_batches(trainer: Trainer, model: LightningModule) -> Iter
     limit = trainer.fit_loop.max_batches
     loader = cast(Iterable[Any], trainer.train_dataloader)
     for batch in islice(loader, None if isinf(limit) else int(limit)):
-        batch = trainer.precision_plugin.convert_input(batch)
-        batch = model._on_before_batch_transfer(batch)
-        batch = trainer.strategy.batch_to_device(batch)
+        batch = prepared(trainer, model, batch)
         with trainer.precision_plugin.forward_context():
             assignment = cast(Any, model).assign(batch)
         yield _Clustered.of(assignment, batch)

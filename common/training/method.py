@@ -12,9 +12,12 @@ class Method(LightningModule):
     """A LightningModule whose checkpoints say what they hold and resume to the same numbers.
 
     A subclass writes ``encode(batch) -> (n, d)``, the representation that users take away, and its
-    ``training_step``. A checkpoint carries the import path of the class, for
-    ``clustrast embed``, and the state of the random generators: a run that is stopped after an
-    epoch and resumed with ``ckpt_path`` draws the same numbers as one that was never stopped.
+    ``training_step``, which returns the loss, or a dict of it and of what callbacks may look at:
+    :class:`~common.training.HealthMonitor` lists the entries.
+
+    A checkpoint carries the import path of the class, for ``clustrast embed``, and the state of the
+    random generators: a run that is stopped after an epoch and resumed with ``ckpt_path`` draws the
+    same numbers as one that was never stopped.
     """
 
     if TYPE_CHECKING:

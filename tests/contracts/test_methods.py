@@ -12,7 +12,7 @@ from lightning import LightningDataModule, seed_everything
 
 from benchmarks.registry import METHODS as REGISTERED
 from common.errors import ArgumentError
-from common.training import Method, load_checkpoint
+from common.training import GradientCache, HealthMonitor, Method, load_checkpoint
 from tests.graphs.blobs import METHODS, blobs, trainer
 
 
@@ -138,6 +138,17 @@ def test_a_copy_trains_on_its_own(case):
 def test_bf16_mixed_precision(case):
     model, data = trained(case, precision="bf16-mixed")
     assert model.encode(batch_of(data)).isfinite().all()
+
+
+@every_method
+def test_callbacks_attach_and_leave_the_weights_alone(case):
+    plain, _ = trained(case)
+    monitor = HealthMonitor(window=1)
+    watched, _ = trained(case, callbacks=[monitor, GradientCache(micro_batch_size=20)])
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(watched.state_dict()[name], value, atol=1e-5, rtol=1e-4)
+    assert "loss" in monitor.readings
+    assert torch.tensor(list(monitor.readings.values())).isfinite().all()
 
 
 @every_method
