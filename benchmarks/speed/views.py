@@ -49,8 +49,9 @@ def prepare(contender: str) -> Callable[[], object]:
         transform = SimCLRTransform(size)
         pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
         pairs: Any = [(picture, transform) for picture in pictures]
-        loader = DataLoader(
-            _Transformed(pairs),
+        transformed: Any = _Transformed(pairs)
+        loader: Any = DataLoader(
+            transformed,
             batch_size,
             shuffle=True,
             num_workers=WORKERS,
