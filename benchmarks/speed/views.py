@@ -7,7 +7,7 @@ time of either, at 32 px from 32 px and at 224 px from 256 px.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 from benchmarks.speed._measure import Goal, run
 
@@ -50,8 +50,9 @@ def prepare(contender: str) -> Callable[[], object]:
         transform = SimCLRTransform(size)
         pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
         pairs: Any = [(picture, transform) for picture in pictures]
+        transformed: Any = _Transformed(pairs)
         loader: Any = DataLoader(
-            cast(Any, _Transformed(pairs)),
+            transformed,
             batch_size,
             shuffle=True,
             num_workers=WORKERS,

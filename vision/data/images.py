@@ -28,7 +28,7 @@ class ImageBatch(NamedTuple):
 
     images: Tensor
     y: Tensor
-    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nothing needs
+    index: Tensor  # type: ignore[assignment]
 
 
 class ViewBatch(NamedTuple):
@@ -41,7 +41,7 @@ class ViewBatch(NamedTuple):
 
     views: list[Tensor]
     y: Tensor
-    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nothing needs
+    index: Tensor  # type: ignore[assignment]
     boxes: Tensor
     flips: Tensor
     vertical_flips: Tensor
@@ -54,7 +54,7 @@ class _Cropped(NamedTuple):
     crops: list[Tensor]
     parameters: list[Parameters]
     y: Tensor
-    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nothing needs
+    index: Tensor  # type: ignore[assignment]
     sizes: Tensor
 
 
@@ -296,7 +296,7 @@ class _Raw(NamedTuple):
 
     images: Tensor
     y: Tensor
-    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nothing needs
+    index: Tensor  # type: ignore[assignment]
     seed: int
 
 
@@ -380,8 +380,15 @@ class _TrainRows(Dataset):
                 boxes.append(torch.stack([view.box for view in made]))
                 flips.append(torch.stack([view.flip for view in made]))
                 vertical_flips.append(torch.stack([view.vertical_flip for view in made]))
-        geometry = (torch.stack(part) for part in (boxes, flips, vertical_flips))
-        return ViewBatch(views, y, index, *geometry, sizes)  # type: ignore[call-arg]
+        return ViewBatch(
+            views,
+            y,
+            index,
+            torch.stack(boxes),
+            torch.stack(flips),
+            torch.stack(vertical_flips),
+            sizes,
+        )
 
 
 def _draw_seed() -> int:
