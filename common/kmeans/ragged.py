@@ -257,7 +257,7 @@ class _Batch:
     """Problems ``(p, l, d)`` of nearly equal size; padding has weight 0.
 
     Rows are scaled by a power of two and centred on their weighted mean, each problem by itself.
-    For cosine they are of unit length and stay as they are.
+    For cosine they are of unit length and stay as they are. The rows are changed in place.
     """
 
     def __init__(
@@ -274,20 +274,20 @@ class _Batch:
         self.real = torch.arange(k, device=x.device) < n_clusters[:, None]  # (p, k)
         self.weights = weights * inside
         self.weights /= self.weights.amax(dim=1, keepdim=True)
-        self.x = x * inside[..., None]
-        self.scale = torch.ones_like(self.x[:, 0, :1])  # (p, 1)
+        self.x = x.mul_(inside[..., None])
+        self.scale = torch.ones_like(x[:, 0, :1])  # (p, 1)
         if not options.spherical:
-            exponent = torch.frexp(self.x.abs().amax(dim=(1, 2)))[1]
+            exponent = torch.frexp(torch.linalg.vector_norm(x, math.inf, dim=(1, 2)))[1]
             self.scale = torch.ldexp(self.scale, exponent[:, None] - 1)
-            self.x /= self.scale[..., None]
+            x /= self.scale[..., None]
         share = self.weights / self.weights.sum(dim=1, keepdim=True)
-        self.mean = torch.bmm(share[:, None], self.x)  # (p, 1, d)
+        self.mean = torch.bmm(share[:, None], x)  # (p, 1, d)
         self.origin = torch.zeros_like(self.mean)
         if not options.spherical:
             self.origin = self.mean
-            self.x = (self.x - self.mean) * inside[..., None]
-            self.mean = torch.bmm(share[:, None], self.x)
-        self.norms = self.x.square().sum(dim=2)  # (p, l)
+            x.sub_(self.mean).mul_(inside[..., None])
+            self.mean = torch.bmm(share[:, None], x)
+        self.norms = torch.linalg.vector_norm(x, dim=2).square()  # (p, l)
         variance = (share * self.norms).sum(dim=1) - self.mean.square().sum(dim=(1, 2))
         self.limit = options.tol * variance.clamp_min(0) / x.shape[2]
 
@@ -374,22 +374,25 @@ class _Batch:
     def _lloyd(self, start: Tensor) -> tuple[Tensor, Tensor]:
         """Labels and squared distances ``(p, l)`` once the centroids rest."""
         x, weights, norms, real, limit = self.x, self.weights, self.norms, self.real, self.limit
-        final, centroids = start.clone(), start
+        final, centroids = torch.empty_like(start), start
         problems = torch.arange(len(x), device=x.device)
-        resting = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        moving = torch.ones(len(x), dtype=torch.bool, device=x.device)
         for _ in range(self.options.max_iter):
             labels, _ = _nearest(x, weights, norms, real, centroids)
             moved = _means(x, weights, labels, centroids, spherical=self.options.spherical)
-            final[problems[~resting]] = moved[~resting]
-            resting |= (moved - centroids).square().sum(dim=(1, 2)) <= limit
-            moving = (~resting).nonzero()[:, 0]
-            if not len(moving):
-                break
+            movement = torch.linalg.vector_norm(moved - centroids, dim=(1, 2)).square()
             centroids = moved
-            if len(moving) <= 0.75 * len(resting):
-                x, weights, norms, real = x[moving], weights[moving], norms[moving], real[moving]
-                limit, centroids, problems = limit[moving], centroids[moving], problems[moving]
-                resting = resting[moving]
+            rests = moving & (movement <= limit)
+            final[problems[rests]] = centroids[rests]
+            moving &= ~rests
+            rest = moving.nonzero()[:, 0]
+            if 2 * len(rest) <= len(moving):
+                x, weights, norms, real = x[rest], weights[rest], norms[rest], real[rest]
+                limit, centroids, problems = limit[rest], centroids[rest], problems[rest]
+                moving = moving[rest]
+            if not len(rest):
+                break
+        final[problems[moving]] = centroids[moving]
         return _nearest(self.x, self.weights, self.norms, self.real, final)
 
 
@@ -411,7 +414,8 @@ def _nearest(
     x: Tensor, weights: Tensor, norms: Tensor, real: Tensor, centroids: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Nearest centroid and its squared distance, ``(p, l)`` each, and no cluster without a row."""
-    half_norms = centroids.square().sum(dim=2).div_(2).masked_fill_(~real, math.inf)  # (p, k)
+    half_norms = torch.linalg.vector_norm(centroids, dim=2).square_().div_(2)  # (p, k)
+    half_norms.masked_fill_(~real, math.inf)
     scores, labels = torch.baddbmm(half_norms[:, None], x, centroids.mT, alpha=-1).min(dim=2)
     cost = (2 * scores + norms).clamp_min_(0)
     members = torch.zeros_like(half_norms).scatter_add_(1, labels, (weights > 0).to(x))
@@ -439,7 +443,7 @@ def _means(
     )
     sums = torch.bmm(membership.mT, x)
     size = (sums.norm(dim=2) if spherical else membership.sum(dim=1))[..., None]
-    return torch.where(size > tiny, sums / size.clamp_min(tiny), centroids)
+    return torch.where(size > tiny, sums.div_(size.clamp_min(tiny)), centroids)
 
 
 def _weights(weights: Tensor | None, x: Tensor) -> Tensor:
