@@ -43,8 +43,8 @@ class EmbeddingScores(Callback):
     Logged: ``knn/top1`` and so on, at the end of the epoch, so that a ``ModelCheckpoint`` can
     monitor it. Embeddings stay on the device of the model.
 
-    Distributed: each rank encodes every so-maniest batch (with a ``DistributedSampler``, all of its
-    own), then all embeddings are gathered and every rank computes the same scores.
+    Distributed: the ranks take the batches of a loader in turn (with a ``DistributedSampler``, each
+    all of its own), then all embeddings are gathered and every rank computes the same scores.
 
     Raises:
         ArgumentError: no loader, batches of another kind, embeddings that are not ``(n, d)``.
