@@ -369,6 +369,7 @@ class KMeans:
     def _superkmeans(self, rows: Rows, generator: Generator) -> Tensor:
         seed = int(torch.randint(2**31, (), generator=generator))
         spherical = rows.frame.spherical
+        assert rows.x is not None, "checked by fit"
         return superkmeans_centroids(rows.x, self.n_clusters, seed, spherical=spherical)
 
     def _lloyd(self, rows: Rows, start: Tensor, max_iter: int) -> tuple[Tensor, Tensor]:
