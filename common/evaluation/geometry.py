@@ -1,18 +1,15 @@
 """How embeddings lie on the unit sphere: alignment, uniformity, tolerance."""
 
 from collections.abc import Iterable, Sequence
-from math import log
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from common import losses
 from common.errors import ArgumentError, require
 from common.evaluation.embedding import Embedded, EmbeddingScores
 from common.losses._similarity import unit_rows
 from common.metrics.clustering import require_labels
-
-BLOCK_ENTRIES = 1 << 22
 
 
 def alignment(first: Tensor, second: Tensor, *, power: float = 2.0) -> float:
@@ -23,7 +20,7 @@ def alignment(first: Tensor, second: Tensor, *, power: float = 2.0) -> float:
     Args:
         first: ``(n, d)``, of any length; normalised inside.
         second: ``(n, d)``; row *i* is the positive of row *i* of ``first``.
-        power: :math:`\alpha > 0`.
+        power: :math:`\alpha \ge 1`.
 
     Raises:
         ArgumentError: shapes that differ, no row, a value that is not finite, or ``power``.
@@ -36,14 +33,15 @@ def alignment(first: Tensor, second: Tensor, *, power: float = 2.0) -> float:
         >>> alignment(torch.eye(2), torch.eye(2).flip(0))
         2.0
     """
-    require(power > 0, "power", power, "above 0")
+    require(power >= 1, "power", power, "at least 1")
     if first.shape != second.shape:
         raise ArgumentError(
             f"first and second must have one shape, got {tuple(first.shape)} and "
             f"{tuple(second.shape)}"
         )
-    squared = (_unit("first", first, 1) - _unit("second", second, 1)).square().sum(dim=1)
-    return float(squared.pow(power / 2).mean())
+    _check("first", first, 1)
+    _check("second", second, 1)
+    return float(losses.alignment(first.detach(), second.detach(), alpha=power))
 
 
 def uniformity(x: Tensor, *, t: float = 2.0) -> float:
@@ -52,8 +50,8 @@ def uniformity(x: Tensor, *, t: float = 2.0) -> float:
     .. math:: \log \frac{2}{n (n - 1)} \sum_{i < j} \exp(-t \lVert \hat x_i - \hat x_j \rVert^2)
 
     About :math:`-2t + 2t^2/d` for many random points in *d* dimensions. The temperature
-    study (Wang and Liu, CVPR 2021) reports it with the sign reversed. Pairs are met in blocks:
-    memory is linear in *n*.
+    study (Wang and Liu, CVPR 2021) reports it with the sign reversed. As a number, and in the
+    memory of :func:`common.losses.uniformity`.
 
     Args:
         x: ``(n, d)``, *n* at least 2; normalised inside.
@@ -70,16 +68,8 @@ def uniformity(x: Tensor, *, t: float = 2.0) -> float:
         -4.0
     """
     require(t > 0, "t", t, "above 0")
-    unit = _unit("x", x, 2)
-    n = len(unit)
-    parts = []
-    for rows in torch.arange(n, device=unit.device).split(max(1, BLOCK_ENTRIES // n)):
-        start = int(rows[0])
-        similarity = unit[rows] @ unit[start:].T  # (b, n - start)
-        later = torch.ones_like(similarity, dtype=torch.bool).triu(diagonal=1)
-        exponent = (-2 * t * (1 - similarity)).masked_fill(~later, -torch.inf)
-        parts.append(exponent.flatten().logsumexp(dim=0))
-    return float(torch.stack(parts).logsumexp(dim=0)) - log(n * (n - 1) / 2)
+    _check("x", x, 2)
+    return float(losses.uniformity(x.detach(), t=t))
 
 
 def tolerance(x: Tensor, labels: Tensor, *, conditional: bool = True) -> float:
@@ -112,7 +102,8 @@ def tolerance(x: Tensor, labels: Tensor, *, conditional: bool = True) -> float:
     require_labels("labels", labels)
     if len(x) != len(labels):
         raise ArgumentError(f"x and labels must be equally long, got {len(x)} and {len(labels)}")
-    unit = _unit("x", x, 1)
+    _check("x", x, 1)
+    unit = unit_rows(x.detach())
     names, classes = labels.to(unit.device).unique(return_inverse=True)
     sums = unit.new_zeros(len(names), unit.shape[1]).index_add_(0, classes, unit)
     sizes = classes.bincount()
@@ -124,12 +115,11 @@ def tolerance(x: Tensor, labels: Tensor, *, conditional: bool = True) -> float:
     return (total - float(unit.square().sum())) / pairs
 
 
-def _unit(name: str, x: Tensor, lowest: int) -> Tensor:
+def _check(name: str, x: Tensor, lowest: int) -> None:
     if x.ndim != 2 or len(x) < lowest:
         raise ArgumentError(f"{name} must be (n, d), n at least {lowest}, got {tuple(x.shape)}")
     if not x.isfinite().all():
         raise ArgumentError(f"{name} must be finite, got NaN or infinity")
-    return unit_rows(x.detach())
 
 
 class GeometryScores(EmbeddingScores):

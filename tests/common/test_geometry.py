@@ -4,15 +4,14 @@ import pytest
 import torch
 
 from common.errors import ArgumentError
-from common.evaluation import alignment, geometry, tolerance, uniformity
+from common.evaluation import alignment, tolerance, uniformity
 
 
 def unit(x):
     return [row / row.norm() for row in x.double()]
 
 
-def test_definitions_by_loops(monkeypatch):
-    monkeypatch.setattr(geometry, "BLOCK_ENTRIES", 100)  # several blocks
+def test_definitions_by_loops():
     x, y = 4 * torch.randn(25, 6), torch.randn(25, 6)
     labels = torch.randint(4, (25,)) * 3
     points, others = unit(x), unit(y)
