@@ -30,6 +30,7 @@ def alignment(first: Tensor, second: Tensor, *, power: float = 2.0) -> float:
         Uniformity on the Hypersphere, ICML 2020.
 
     Example:
+        >>> import torch
         >>> alignment(torch.eye(2), torch.eye(2).flip(0))
         2.0
     """
@@ -64,6 +65,7 @@ def uniformity(x: Tensor, *, t: float = 2.0) -> float:
         Wang and Isola, ICML 2020.
 
     Example:
+        >>> import torch
         >>> round(uniformity(torch.eye(3)), 6)  # all pairs at distance sqrt(2)
         -4.0
     """
@@ -96,6 +98,7 @@ def tolerance(x: Tensor, labels: Tensor, *, conditional: bool = True) -> float:
         Wang and Liu, Understanding the Behaviour of Contrastive Loss, CVPR 2021.
 
     Example:
+        >>> import torch
         >>> tolerance(torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]]), torch.tensor([0, 1, 0]))
         1.0
     """
