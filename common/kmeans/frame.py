@@ -61,7 +61,7 @@ def precision(dtype: torch.dtype) -> torch.dtype:
 
 def largest_value(x: Tensor) -> float:
     """The largest absolute value; NaN if there is one."""
-    return float(torch.stack(x.aminmax()).abs().max())
+    return max(abs(float(extreme)) for extreme in x.aminmax())
 
 
 def squared_norms(x: Tensor) -> Tensor:

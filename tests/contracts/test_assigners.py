@@ -101,8 +101,9 @@ def test_separated_rows_go_to_their_centroid(assigner, dtype):
 
 
 @every_assigner
-def test_autocast_is_allowed(assigner):
-    x, centroids = rows()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_autocast_is_allowed(assigner, dtype):
+    x, centroids = rows(dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assignment = assigner.function(x, centroids)
     assert_valid(assignment, N, K)
