@@ -45,8 +45,7 @@ def contrast_pairs(
 
         return positive_logits, against_given, len(negatives)
 
-    unit = torch.cat([first, second])  # (2n, d)
-    columns, start = stack_views([first, second], distributed)
+    unit, columns, start = stack_views([first, second], distributed)  # (2n, d)
     n = len(columns) // 2  # of all ranks
     row_ids = (start + torch.arange(len(first), device=unit.device)).repeat(2)
     column_ids = torch.arange(n, device=unit.device).repeat(2)
@@ -59,13 +58,14 @@ def contrast_pairs(
     return positive_logits.repeat(2), against_others, 2 * n - 2
 
 
-def stack_views(views: list[Tensor], distributed: bool) -> tuple[Tensor, int]:
-    """The rows of one view after the other, of all ranks if ``distributed``, and the index within a
-    view of this rank's first."""
+def stack_views(views: list[Tensor], distributed: bool) -> tuple[Tensor, Tensor, int]:
+    """The rows of one view after the other: of this rank, then of all ranks if ``distributed``; and
+    the index within a view of this rank's first."""
+    unit = torch.cat(views)
     if not distributed:
-        return torch.cat(views), 0
+        return unit, unit, 0
     gathered = [gather_rows(view) for view in views]
-    return torch.cat([rows for rows, _ in gathered]), gathered[0][1]
+    return unit, torch.cat([rows for rows, _ in gathered]), gathered[0][1]
 
 
 def logsumexp_of_others(

@@ -115,10 +115,15 @@ def self_logsumexp(
         )
 
 
-def _fused(rows: Tensor) -> bool:
+def _fused(rows: Tensor, columns: Tensor) -> bool:
     """Whether the Triton kernels compute this."""
-    fits = rows.is_cuda and rows.dtype == torch.float32 and rows.shape[1] <= LARGEST_FUSED_DIM
-    return fits and len(rows) > 0 and find_spec("triton") is not None
+    return (
+        rows.is_cuda
+        and rows.dtype == torch.float32
+        and 0 < rows.shape[1] <= LARGEST_FUSED_DIM
+        and min(len(rows), len(columns)) > 0
+        and find_spec("triton") is not None
+    )
 
 
 def _side(rows: Tensor, block_entries: int | None) -> int:
@@ -163,10 +168,11 @@ class _NoDerivative(Function):
 class _CrossLogSumExp(Function):
     @staticmethod
     def forward(ctx, rows, columns, bias, row_ids, column_ids, side: int) -> Tensor:
-        if _fused(rows):
+        if _fused(rows, columns):
             from common.losses import _triton
 
-            lse = _triton.logsumexp(rows, columns, bias, row_ids, column_ids)
+            with torch.cuda.device_of(rows):
+                lse = _triton.logsumexp(rows, columns, bias, row_ids, column_ids)
         else:
             lse = _logsumexp(rows, columns, bias, row_ids, column_ids, side)
         ctx.save_for_backward(rows, columns, bias, row_ids, column_ids, lse)
@@ -179,12 +185,13 @@ class _CrossLogSumExp(Function):
         rows, columns, bias, row_ids, column_ids, lse = ctx.saved_tensors
         lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # a row without columns weighs nothing
         needs = ctx.needs_input_grad[:3]
-        if _fused(rows):
+        if _fused(rows, columns):
             from common.losses import _triton
 
-            gradients = _triton.gradients(
-                rows, columns, bias, row_ids, column_ids, lse, grad, needs
-            )
+            with torch.cuda.device_of(rows):
+                gradients = _triton.gradients(
+                    rows, columns, bias, row_ids, column_ids, lse, grad, needs
+                )
         else:
             gradients = _gradients(
                 rows, columns, bias, row_ids, column_ids, lse, grad, needs, ctx.side

@@ -91,8 +91,7 @@ def supervised_contrast(
                 own = (unit * views[1]).sum(dim=1) / temperature
                 lse, sums, counts = torch.logaddexp(lse, own), sums + views[1], counts + 1
         else:
-            unit = torch.cat(views)  # (v n, d)
-            columns, start = stack_views(views, distributed)
+            unit, columns, start = stack_views(views, distributed)  # (v n, d)
             column_ids = torch.arange(len(columns), device=unit.device)
             row_ids = column_ids.view(len(views), -1)[:, start : start + len(anchor)].flatten()
             lse = logsumexp_of_others(
