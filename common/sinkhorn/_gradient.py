@@ -96,17 +96,22 @@ def unrolled_plan(scores: Tensor, problem: Problem) -> Tensor:
         # rows, to 0, and change nothing else.
         g = -column_maxima(scores)
         f = -(scores + g).amax(dim=1)
+
+    def log_factor(log_marginal: Tensor, log_sums: Tensor, power: float, potential: Tensor):
+        if power == 1:
+            return log_marginal - log_sums
+        return power * (log_marginal - log_sums) - (1 - power) * potential
+
     z = ((scores + g) + f[:, None]) / epsilon
     f, g = f / epsilon, g / epsilon
     log_u, log_v = -f, torch.zeros_like(g)
     log_rows, log_columns = problem.rows.log(), problem.columns.log()
     for iteration in range(problem.iterations):
-        before, power = log_v, problem.column_power
+        before = log_v
         sums = (z + log_u[:, None]).logsumexp(dim=0)
-        log_v = power * (log_columns - sums) - (1 - power) * g
-        power = problem.row_power
+        log_v = log_factor(log_columns, sums, problem.column_power, g)
         sums = (z + log_v).logsumexp(dim=1)
-        log_u = power * (log_rows - sums) - (1 - power) * f
+        log_u = log_factor(log_rows, sums, problem.row_power, f)
         if iteration > 0 and tol is not None and (log_v - before).abs().max().item() <= tol:
             break
     if problem.row_power == 1:
