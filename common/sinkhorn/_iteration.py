@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import threshold_
 
 from common.distributed import all_reduce
 
@@ -155,7 +154,7 @@ def _exponentials(x: Tensor, epsilon: float) -> None:
     """
     lowest = -0.9 * math.log(torch.finfo(x.dtype).max)
     x.mul_(1 / epsilon).clamp_(min=lowest).exp_()
-    threshold_(x, 1.001 * math.exp(lowest), 0.0)
+    torch.threshold_(x, 1.001 * math.exp(lowest), 0.0)
 
 
 def _plan(kernel: Tensor, v: Tensor, f: Tensor, problem: Problem) -> Tensor:

@@ -166,8 +166,8 @@ def transport_plan(
     Example:
         >>> cost = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
         >>> transport_plan(-cost, torch.tensor([0.7, 0.3]), epsilon=0.5)
-        tensor([[0.4674, 0.2326],
-                [0.0326, 0.2674]])
+        tensor([[0.4879, 0.2121],
+                [0.0121, 0.2879]])
         >>> transport_plan(-cost, torch.tensor([0.7, 0.3]), column_strength=0.1).sum(dim=0)
         tensor([0.6981, 0.3019])
     """
