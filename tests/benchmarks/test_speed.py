@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from benchmarks.speed import _measure, contrast, kmeans, losses, scgc, views
+from benchmarks.speed import _measure, contrast, kmeans, losses, scgc, sinkhorn, views
 from benchmarks.speed._measure import Goal, Limit, Measurement, compare, measure, report, run
 from common.errors import ArgumentError, RunError
 
@@ -118,7 +118,7 @@ def test_a_contender_that_fails_is_reported():
         compare("benchmarks.speed.contrast", ["nobody"], rounds=1, threads=1)
 
 
-@pytest.mark.parametrize("module", [contrast, kmeans, losses, scgc, views])
+@pytest.mark.parametrize("module", [contrast, kmeans, losses, scgc, sinkhorn, views])
 def test_goals_speak_of_contenders(module):
     for goal in module.GOALS:
         assert {goal.ours, goal.peer} <= set(module.CONTENDERS)
@@ -165,3 +165,17 @@ def leaf_of(step) -> torch.Tensor:
         if callable(value) and getattr(value, "__closure__", None):
             return leaf_of(value)
     raise AssertionError("no leaf")
+
+
+def test_peers_of_sinkhorn_give_the_same_codes(monkeypatch):
+    monkeypatch.setattr(sinkhorn, "N", 12)
+    monkeypatch.setattr(sinkhorn, "K", 5)
+    step = sinkhorn.prepare(sinkhorn.CONTENDERS[0])
+    assert step()() == pytest.approx(1, abs=1e-5)
+    scores = torch.randn(12, 5).tanh()
+    ours = sinkhorn.method("ours", scores, 0.05, 10)()
+    torch.testing.assert_close(ours.sum(dim=1), torch.ones(12))
+    for name, module in sinkhorn.PEERS.items():
+        pytest.importorskip(module)
+        peer = sinkhorn.method(name, scores, 0.05, 10)()
+        torch.testing.assert_close(ours, peer, rtol=1e-3, atol=1e-5)

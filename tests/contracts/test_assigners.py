@@ -10,7 +10,9 @@ from torch import Tensor
 from common.errors import ArgumentError
 from common.kmeans import KMeans, balanced_labels
 from common.losses import student_t_log_assignment
+from common.losses._similarity import unit_rows
 from common.mixture import GaussianMixture
+from common.sinkhorn import balanced_codes, transport_plan
 
 N, D, K = 40, 5, 4
 
@@ -48,12 +50,24 @@ def mixture(covariance: str) -> Callable[[Tensor, Tensor], Tensor]:
     return assign
 
 
+def cosines(x: Tensor, centroids: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return unit_rows(x) @ unit_rows(centroids).T
+
+
+def transport(x: Tensor, centroids: Tensor) -> Tensor:
+    plan = transport_plan(cosines(x, centroids), epsilon=0.1, tol=1e-10)
+    return len(x) * plan
+
+
 ASSIGNERS = {
     "kmeans": Assigner(kmeans("euclidean"), differentiable=False, needs_rows=True),
     "kmeans_cosine": Assigner(kmeans("cosine"), differentiable=False, needs_rows=True),
     "mixture": Assigner(mixture("full"), differentiable=False, needs_rows=True),
     "mixture_diagonal": Assigner(mixture("diag"), differentiable=False, needs_rows=True),
     "balanced": Assigner(lambda x, c: balanced_labels(x, c, len(x)), differentiable=False),
+    "sinkhorn": Assigner(lambda x, c: balanced_codes(cosines(x, c)), differentiable=False),
+    "transport": Assigner(transport, differentiable=True),
     "student_t": Assigner(
         lambda x, centroids: student_t_log_assignment(x, centroids).exp(),
         differentiable=True,
