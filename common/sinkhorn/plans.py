@@ -168,8 +168,11 @@ def transport_plan(
         >>> transport_plan(-cost, torch.tensor([0.7, 0.3]), epsilon=0.5)
         tensor([[0.4879, 0.2121],
                 [0.0121, 0.2879]])
-        >>> transport_plan(-cost, torch.tensor([0.7, 0.3]), column_strength=0.1).sum(dim=0)
-        tensor([0.6981, 0.3019])
+        >>> relaxed = transport_plan(
+        ...     -cost, torch.tensor([0.7, 0.3]), epsilon=0.5, column_strength=1.0
+        ... )
+        >>> relaxed.sum(dim=0)
+        tensor([0.5782, 0.4218])
     """
     scores = _matrix("scores", scores)
     n, k = scores.shape
