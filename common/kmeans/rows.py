@@ -27,5 +27,5 @@ def require_rows(
     if not fits or not x.numel():
         expected = f"({length or letter}, {width or 'd'})"
         raise ArgumentError(f"{name} must have shape {expected}, got {tuple(x.shape)}")
-    if not math.isfinite(float(torch.stack(x.detach().aminmax()).abs().max())):
+    if not all(math.isfinite(float(extreme)) for extreme in x.detach().aminmax()):
         raise ArgumentError(f"{name} must be finite, got NaN or infinity")

@@ -1,4 +1,5 @@
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -6,7 +7,13 @@ import scipy.sparse as sp
 import torch
 
 from common.errors import ArgumentError
-from common.neighbors import knn_graph
+from common.neighbors import (
+    edges_to_sparse,
+    knn_graph,
+    mutual_knn_graph,
+    nearest_neighbors,
+    threshold_graph,
+)
 
 
 def slow_neighbors(x, k, metric):
@@ -136,3 +143,162 @@ def test_gpu_equals_cpu():
 def test_a_wrong_argument_is_named(arguments, named):
     with pytest.raises(ArgumentError, match=named):
         knn_graph(**({"x": torch.rand(4, 2), "n_neighbors": 1} | arguments))
+
+
+METRICS = pytest.mark.parametrize("metric", ["euclidean", "cosine", "dot"])
+ENGINES = pytest.mark.parametrize(
+    "engine", ["torch", *(["faiss"] if sys.platform != "darwin" else [])]
+)
+
+
+def rows(n: int, d: int = 5, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def scores_by_pairs(queries, keys, metric):
+    """All distances or similarities in float64, ``(m, n)``."""
+    queries, keys = queries.double(), keys.double()
+    if metric == "euclidean":
+        return (queries[:, None] - keys).norm(dim=2)
+    products = (queries[:, None] * keys).sum(dim=2)
+    return (
+        products if metric == "dot" else products / queries.norm(dim=1)[:, None] / keys.norm(dim=1)
+    )
+
+
+@METRICS
+@ENGINES
+@pytest.mark.parametrize("memory_budget", [None, 1, 2000])
+def test_the_nearest_keys_are_the_best_of_all_pairs(metric, engine, memory_budget):
+    queries, keys = rows(30), rows(70, seed=1)
+    options = {"metric": metric, "engine": engine, "memory_budget": memory_budget}
+    values, indices = nearest_neighbors(queries, keys, 6, **options)
+    assert values.dtype == torch.float32
+    scores = scores_by_pairs(queries, keys, metric)
+    best = scores.topk(6, dim=1, largest=metric != "euclidean")
+    assert torch.equal(indices, best.indices)
+    torch.testing.assert_close(values.double(), best.values, rtol=1e-5, atol=1e-6)
+
+
+@METRICS
+@ENGINES
+def test_without_itself_a_row_has_the_neighbors_of_the_graph(metric, engine):
+    x = rows(60)
+    _, indices = nearest_neighbors(x, x, 4, metric=metric, engine=engine, exclude_self=True)
+    graph = knn_graph(x, 4, metric=metric, engine=engine)
+    assert torch.equal(indices.flatten(), graph[1])
+    assert torch.equal(graph, knn_graph(x, 4, metric=metric))
+
+
+@ENGINES
+def test_equal_rows_have_distance_zero_and_are_not_their_own_neighbors(engine):
+    x = (rows(6) + 100).repeat(4, 1)
+    values, indices = nearest_neighbors(x, x, 3, exclude_self=True, engine=engine)
+    assert not values.any()
+    assert torch.equal(indices % 6, torch.arange(24)[:, None].expand(-1, 3) % 6)
+    assert not (indices == torch.arange(24)[:, None]).any()
+    assert (indices.diff(dim=1) > 0).all()
+
+
+def test_precision_of_the_rows_is_that_of_the_values():
+    x = rows(20, dtype=torch.float64)
+    values, _ = nearest_neighbors(x, x, 2)
+    assert values.dtype == torch.float64
+    halves, kept = nearest_neighbors(x.half(), x.half(), 2)
+    assert halves.dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        values, indices = nearest_neighbors(x.half(), x.half(), 2)
+    assert torch.equal(values, halves)
+    assert torch.equal(indices, kept)
+    assert not nearest_neighbors(x.requires_grad_(), x, 2)[0].requires_grad
+
+
+@METRICS
+@pytest.mark.parametrize("block_size", [None, 7])
+def test_the_mutual_graph_keeps_the_edges_that_have_a_reverse(metric, block_size):
+    x = rows(50)
+    neighbors = slow_neighbors(x, 5, metric)
+    found = mutual_knn_graph(x, 5, metric=metric, block_size=block_size).to_sparse_coo().coalesce()
+    expected = [[i, j] for i in range(50) for j in sorted(neighbors[i]) if i in neighbors[j]]
+    assert found.indices().T.tolist() == expected
+    scores = scores_by_pairs(x, x, metric)[tuple(found.indices())]
+    torch.testing.assert_close(found.values().double(), scores, rtol=1e-5, atol=1e-6)
+    assert torch.equal(found.to_dense(), found.to_dense().T)
+
+
+@METRICS
+@pytest.mark.parametrize("block_size", [None, 7])
+def test_the_threshold_graph_keeps_the_pairs_that_are_near_enough(metric, block_size):
+    x = rows(50)
+    threshold = 1.5 if metric == "euclidean" else 0.4
+    found = threshold_graph(x, threshold, metric=metric, block_size=block_size)
+    found = found.to_sparse_coo().coalesce()
+    scores = scores_by_pairs(x, x, metric)
+    near = scores <= threshold if metric == "euclidean" else scores >= threshold
+    near.fill_diagonal_(False)
+    assert 0 < int(near.sum()) < near.numel() // 2
+    assert torch.equal(found.indices(), near.nonzero().T)
+    torch.testing.assert_close(found.values().double(), scores[near], rtol=1e-5, atol=1e-6)
+    assert torch.equal(found.to_dense(), found.to_dense().T)
+
+
+def test_equality_is_near_enough_and_equal_rows_are_stored():
+    x = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0]])
+    assert threshold_graph(x, 0.0).to_sparse_coo().indices().tolist() == [[0, 2], [2, 0]]
+    assert len(threshold_graph(x, 5.0).values()) == 6
+    assert len(threshold_graph(x, 4.99).values()) == 2
+    assert len(threshold_graph(x, -1.0).values()) == 0
+    assert len(threshold_graph(x, -torch.inf, metric="cosine").values()) == 6
+
+
+def test_edges_come_in_any_order():
+    edges = torch.tensor([[2, 0, 0], [1, 2, 0]])
+    values = torch.tensor([5.0, 3.0, 4.0])
+    matrix = edges_to_sparse(edges, 3, values)
+    assert matrix.layout == torch.sparse_csr
+    assert matrix.to_dense().tolist() == [[4.0, 0.0, 3.0], [0.0, 0.0, 0.0], [0.0, 5.0, 0.0]]
+    assert matrix.col_indices().tolist() == [0, 2, 1]
+    assert edges_to_sparse(edges[:, :0], 2).to_dense().tolist() == [[0.0, 0.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda x: nearest_neighbors(x, x, 5), "n_neighbors must be an integer from 1 to 4, got 5"),
+        (lambda x: nearest_neighbors(x, x, 4, exclude_self=True), "n_neighbors .* from 1 to 3"),
+        (lambda x: nearest_neighbors(x[:2], x, 1, exclude_self=True), "exclude_self .* 2 and 4"),
+        (lambda x: nearest_neighbors(x[:, :1], x, 1), r"same width, got \(4, 1\) and \(4, 2\)"),
+        (lambda x: nearest_neighbors(x[0], x, 1), "queries must be a dense real tensor"),
+        (lambda x: nearest_neighbors(x, x.to_sparse(), 1), "keys must be a dense real tensor"),
+        (lambda x: nearest_neighbors(x / 0, x, 1), "queries has values that are not finite"),
+        (lambda x: nearest_neighbors(x, x / 0, 1), "has values that are not finite"),
+        (lambda x: nearest_neighbors(x, x, 1, metric="heat"), "metric"),
+        (lambda x: nearest_neighbors(x, x, 1, engine="gpu"), "engine"),
+        (lambda x: nearest_neighbors(x.double(), x, 1, engine="faiss"), "engine 'faiss' takes"),
+        (lambda x: nearest_neighbors(x, x, 1, memory_budget=0), "memory_budget"),
+        (lambda x: knn_graph(x, 1, engine="gpu"), "engine"),
+        (lambda x: mutual_knn_graph(x, 4), "n_neighbors must be an integer from 1 to 3, got 4"),
+        (lambda x: mutual_knn_graph(x, 1, metric="heat"), "metric"),
+        (lambda x: threshold_graph(x, math.nan), "threshold must be a number, got nan"),
+        (lambda x: threshold_graph(x[0], 1.0), "x must be"),
+        (lambda x: threshold_graph(x / 0, 1.0), "x has values"),
+        (lambda x: threshold_graph(x, 1.0, block_size=0), "block_size"),
+        (lambda x: edges_to_sparse(x, 4), r"edge_index must be integers of shape \(2, e\)"),
+        (lambda x: edges_to_sparse(torch.tensor([[0], [4]]), 4), "less than n_nodes=4 .* got 4"),
+        (lambda x: edges_to_sparse(torch.tensor([[0], [-1]]), 4), "at least 0 everywhere, got -1"),
+        (lambda x: edges_to_sparse(torch.tensor([[0, 0], [1, 1]]), 4), "no pair of nodes twice"),
+        (lambda x: edges_to_sparse(torch.tensor([[0], [1]]), 4, x), "values must be one value for"),
+    ],
+)
+def test_the_argument_that_is_wrong_is_named(call, named):
+    with pytest.raises(ArgumentError, match=named):
+        call(torch.rand(4, 2, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_nearest_keys_on_a_gpu_equal_those_on_the_cpu():
+    queries, keys = rows(50), rows(300, seed=1)
+    values, indices = nearest_neighbors(queries.cuda(), keys.cuda(), 5)
+    expected = nearest_neighbors(queries, keys, 5)
+    assert torch.equal(indices.cpu(), expected[1])
+    torch.testing.assert_close(values.cpu(), expected[0])
