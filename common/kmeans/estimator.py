@@ -586,7 +586,8 @@ def _cluster_sums(
     restarts, n = labels.shape
     wide = _wide(x.device)
     clusters = torch.arange(restarts * n_clusters, device=x.device)
-    ordered, order = (labels + clusters[::n_clusters, None]).flatten().sort(stable=True)
+    owners = (labels + clusters[::n_clusters, None]).flatten()
+    ordered, order = owners.sort(stable=True)
     rows = order % n
     begins = torch.searchsorted(ordered, clusters)
     steps = torch.arange(0, len(rows), 64, device=x.device)
@@ -598,7 +599,11 @@ def _cluster_sums(
         total = embedding_bag(each, parts.to(wide), torch.searchsorted(chunks, begins), mode="sum")
         return total.view(restarts, n_clusters, -1)
 
-    return add(x, weights[rows]), add(weights.to(wide)[:, None])[..., 0]
+    sums = add(x, weights[rows])
+    if x.device.type != "cpu":
+        return sums, add(weights.to(wide)[:, None])[..., 0]
+    each = weights.to(wide).expand(restarts, n).flatten()
+    return sums, torch.bincount(owners, each, len(clusters)).view(restarts, n_clusters)
 
 
 def _reseed(rows: Rows, centroids: Tensor, empty: Tensor, cost: Tensor) -> Tensor:

@@ -35,9 +35,11 @@ class Assigner:
     needs_rows: bool = False
 
 
-def kmeans(metric: str, engine: str = "torch") -> Callable[[Tensor, Tensor], Tensor]:
+def kmeans(metric: str, *, limited: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
     def assign(x: Tensor, centroids: Tensor) -> Tensor:
-        return KMeans(len(centroids), init=centroids, metric=metric, engine=engine).fit_predict(x)
+        size = len(x) if limited else None
+        options = {"metric": metric, "max_cluster_size": size, "engine": "torch"}
+        return KMeans(len(centroids), init=centroids, **options).fit_predict(x)
 
     return assign
 
@@ -65,6 +67,9 @@ ASSIGNERS = {
     "kmeans_cosine": Assigner(kmeans("cosine"), differentiable=False, needs_rows=True),
     "mixture": Assigner(mixture("full"), differentiable=False, needs_rows=True),
     "mixture_diagonal": Assigner(mixture("diag"), differentiable=False, needs_rows=True),
+    "kmeans_limited": Assigner(
+        kmeans("euclidean", limited=True), differentiable=False, needs_rows=True
+    ),
     "balanced": Assigner(lambda x, c: balanced_labels(x, c, len(x)), differentiable=False),
     "sinkhorn": Assigner(lambda x, c: balanced_codes(cosines(x, c)), differentiable=False),
     "transport": Assigner(transport, differentiable=True),
