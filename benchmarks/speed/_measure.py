@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -65,10 +66,11 @@ def compare(
 ) -> dict[str, Measurement]:
     """Runs ``python -m module --contender NAME`` in turn, ``rounds`` times; medians."""
     results: dict[str, list[Measurement]] = {name: [] for name in contenders}
+    limited = {**os.environ, "OMP_NUM_THREADS": str(threads)}  # not every peer can be told
     turns = [name for _ in range(rounds) for name in results]
     for name in track(turns, description="measuring", console=Console(stderr=True)):
         command = [sys.executable, "-m", module, "--contender", name, "--threads", str(threads)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=limited)
         if done.returncode:
             raise RunError(f"contender {name!r} failed: {done.stderr.strip().splitlines()[-1:]}")
         results[name].append(Measurement(**json.loads(done.stdout.splitlines()[-1])))
