@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
+
+from common.autograd import first_derivative_only
 
 
 def world_size() -> int:
@@ -114,6 +115,6 @@ class _GatherRows(Function):
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only("rows gathered over ranks")
     def backward(ctx, grad: Tensor):
         return all_reduce(grad)[ctx.own], None

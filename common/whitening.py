@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from common.autograd import first_derivative_only
 from common.distributed import all_reduce, broadcast, gather_rows
 from common.errors import ArgumentError, require, require_int
 
@@ -181,9 +182,8 @@ class _InverseSquareRoot(Function):
         return (vectors * (kept / root)[..., None, :]) @ vectors.mT
 
     @staticmethod
+    @first_derivative_only("whitening by method 'eigen'; method 'newton' has one")
     def backward(ctx, grad: Tensor):
-        if torch.is_grad_enabled():
-            raise RuntimeError("method 'eigen' has no second derivative; method 'newton' has one")
         # With a = sqrt(eigenvalue), (1/a - 1/b) / (a^2 - b^2) = -1 / (a b (a + b)); where one of
         # the two has vanished, and gives 0 instead of 1/b, the quotient is 1 / a^3.
         vectors, root, kept = ctx.saved_tensors

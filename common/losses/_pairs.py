@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.distributed import gather_rows
 from common.errors import ArgumentError, require
@@ -56,6 +57,29 @@ def contrast_pairs(
         )
 
     return positive_logits.repeat(2), against_others, 2 * n - 2
+
+
+class PairwiseContrast(nn.Module):
+    """A two-view objective with fixed settings.
+
+    Args:
+        temperature: divides the similarity.
+        distributed: contrast with the rows of all ranks.
+        settings: what else ``objective`` takes.
+    """
+
+    objective: ClassVar[Callable[..., Tensor]]
+
+    def __init__(self, temperature: float, distributed: bool = False, **settings: Any):
+        super().__init__()
+        check_temperature(temperature)
+        self.settings = {"temperature": temperature, "distributed": distributed, **settings}
+
+    def forward(self, anchor: Tensor, positive: Tensor, negatives: Tensor | None = None) -> Tensor:
+        return type(self).objective(anchor, positive, negatives, **self.settings)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self.settings.items())
 
 
 def stack_views(views: list[Tensor], distributed: bool) -> tuple[Tensor, Tensor, int]:

@@ -8,9 +8,9 @@ Throughout, :math:`e_{ij} = \\exp(\\tau s_{ij})`, :math:`s_{ij} = \\hat z_i \\cd
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from common.adjacency import csr_tensor
+from common.autograd import first_derivative_only
 
 LARGEST_INVERSE_TEMPERATURE = 60.0
 
@@ -41,20 +41,19 @@ class WeightedExponentialSums(Function):
         return torch.segment_reduce(terms, "sum", offsets=weights.crow_indices(), initial=0)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only("sums of exponentials over the edges of a graph")
     def backward(ctx, grad: Tensor):
         # Row i gathers sum_j tau e_ij (Gamma_ij g_i + Gamma_ji g_j) z_j.
         unit, weights, transposed = ctx.saved_tensors
         tau = ctx.tau
         grad_unit = torch.zeros_like(unit)
-        with torch.autocast(unit.device.type, enabled=False):
-            for matrix, own_row in ((weights, True), (transposed, False)):
-                crow, col = matrix.crow_indices(), matrix.col_indices()
-                row = torch.repeat_interleave(crow.diff())
-                terms = matrix.values() * _sparse_exponentials(unit, matrix, tau)
-                terms *= grad[row] if own_row else grad[col]
-                terms[row == col] = 0
-                grad_unit += csr_tensor(crow, col, terms, matrix.shape) @ unit
+        for matrix, own_row in ((weights, True), (transposed, False)):
+            crow, col = matrix.crow_indices(), matrix.col_indices()
+            row = torch.repeat_interleave(crow.diff())
+            terms = matrix.values() * _sparse_exponentials(unit, matrix, tau)
+            terms *= grad[row] if own_row else grad[col]
+            terms[row == col] = 0
+            grad_unit += csr_tensor(crow, col, terms, matrix.shape) @ unit
         return tau * grad_unit, None, None, None
 
 

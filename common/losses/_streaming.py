@@ -4,8 +4,7 @@ Memory is O((n + m) d) and one block: the forward pass keeps one number a row, t
 recomputes the similarities block by block. Float32 on CUDA goes through a fused Triton kernel.
 """
 
-from collections.abc import Callable, Iterator
-from functools import wraps
+from collections.abc import Iterator
 from importlib.util import find_spec
 from math import isqrt
 
@@ -13,12 +12,18 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from common.autograd import first_derivative_only
 from common.errors import ArgumentError, require, require_int
 from common.losses._similarity import LARGEST_INVERSE_TEMPERATURE
 
 # Entries of one square block. On a CPU, 1 MiB in float32 stays in a core's cache, which makes the
 # blocked form faster than the dense one as well as smaller; a GPU needs more to be busy.
 BLOCK_ENTRIES = {"cpu": 1 << 18, "other": 1 << 24}
+
+REFUSAL = (
+    "a streamed contrastive loss, whose backward pass recomputes similarities without a graph; "
+    "write the loss in its dense form to differentiate it twice"
+)
 
 LARGEST_FUSED_DIM = 256  # a kernel keeps the gradient of its rows in registers
 
@@ -132,39 +137,6 @@ def _side(rows: Tensor, block_entries: int | None) -> int:
     return isqrt(require_int("block_entries", block_entries, 1))
 
 
-def first_derivative_only(backward: Callable) -> Callable:
-    """Decorates a ``backward`` that computes without a graph, so that its result has no derivative:
-    who asks for one is told, instead of getting zeros."""
-
-    @wraps(backward)
-    def guarded(ctx, grad: Tensor):
-        with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
-            gradients = backward(ctx, grad)
-        if not torch.is_grad_enabled():
-            return gradients
-        sources = [t for t in (grad, *ctx.saved_tensors) if t is not None and t.requires_grad]
-        return tuple(
-            _NoDerivative.apply(g, *sources) if isinstance(g, Tensor) and sources else g
-            for g in gradients
-        )
-
-    return guarded
-
-
-class _NoDerivative(Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, *sources: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        raise RuntimeError(
-            "second derivatives of a streamed contrastive loss are not available: its backward "
-            "pass recomputes similarities outside autograd. Write the loss in its dense form to "
-            "differentiate it twice"
-        )
-
-
 class _CrossLogSumExp(Function):
     @staticmethod
     def forward(ctx, rows, columns, bias, row_ids, column_ids, side: int) -> Tensor:
@@ -180,7 +152,7 @@ class _CrossLogSumExp(Function):
         return lse
 
     @staticmethod
-    @first_derivative_only
+    @first_derivative_only(REFUSAL)
     def backward(ctx, grad: Tensor):
         rows, columns, bias, row_ids, column_ids, lse = ctx.saved_tensors
         lse = lse.masked_fill(lse == -torch.inf, torch.inf)  # a row without columns weighs nothing
@@ -216,7 +188,7 @@ class _SelfLogSumExp(Function):
         return sums.log()
 
     @staticmethod
-    @first_derivative_only
+    @first_derivative_only(REFUSAL)
     def backward(ctx, grad: Tensor):
         # d lse_i / d x_j = scale p_ij x_i with p_ij = e_ij / sum_i, and e is symmetric: row i
         # receives scale sum_j e_ij (g_i / sum_i + g_j / sum_j) x_j.

@@ -1,8 +1,8 @@
 """Debiased contrast: corrects for negatives that are positives unknown to the loss."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from common.losses._pairs import check_temperature
+from common.losses._pairs import PairwiseContrast
 from common.losses.hard_contrast import check_class_prior, hard_contrast
 
 
@@ -70,7 +70,7 @@ def debiased_contrast(
     )
 
 
-class DebiasedContrast(nn.Module):
+class DebiasedContrast(PairwiseContrast):
     """:func:`debiased_contrast` with fixed settings.
 
     Args:
@@ -79,20 +79,8 @@ class DebiasedContrast(nn.Module):
         distributed: contrast with the rows of all ranks.
     """
 
-    def __init__(self, temperature: float, class_prior: float = 0.1, distributed: bool = False):
-        super().__init__()
-        check_temperature(temperature)
-        check_class_prior(class_prior)
-        self.temperature = temperature
-        self.class_prior = class_prior
-        self.distributed = distributed
+    objective = staticmethod(debiased_contrast)
 
-    def forward(self, anchor: Tensor, positive: Tensor, negatives: Tensor | None = None) -> Tensor:
-        return debiased_contrast(
-            anchor,
-            positive,
-            negatives,
-            temperature=self.temperature,
-            class_prior=self.class_prior,
-            distributed=self.distributed,
-        )
+    def __init__(self, temperature: float, class_prior: float = 0.1, distributed: bool = False):
+        check_class_prior(class_prior)
+        super().__init__(temperature, distributed, class_prior=class_prior)

@@ -1,9 +1,9 @@
 """Decoupled contrast: the positive does not compete with the negatives."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from common.losses._pairs import check_negatives, check_temperature, contrast_pairs
+from common.losses._pairs import PairwiseContrast, check_negatives, contrast_pairs
 
 
 def decoupled_contrast(
@@ -60,25 +60,7 @@ def decoupled_contrast(
         return (against(1.0) - own).mean()
 
 
-class DecoupledContrast(nn.Module):
-    """:func:`decoupled_contrast` with fixed settings.
+class DecoupledContrast(PairwiseContrast):
+    """:func:`decoupled_contrast` with a fixed ``temperature``, ``distributed`` or not."""
 
-    Args:
-        temperature: divides the similarity.
-        distributed: contrast with the rows of all ranks.
-    """
-
-    def __init__(self, temperature: float, distributed: bool = False):
-        super().__init__()
-        check_temperature(temperature)
-        self.temperature = temperature
-        self.distributed = distributed
-
-    def forward(self, anchor: Tensor, positive: Tensor, negatives: Tensor | None = None) -> Tensor:
-        return decoupled_contrast(
-            anchor,
-            positive,
-            negatives,
-            temperature=self.temperature,
-            distributed=self.distributed,
-        )
+    objective = staticmethod(decoupled_contrast)

@@ -4,10 +4,10 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.errors import require
-from common.losses._pairs import check_negatives, check_temperature, contrast_pairs
+from common.losses._pairs import PairwiseContrast, check_negatives, contrast_pairs
 
 
 def hard_contrast(
@@ -100,7 +100,7 @@ def _debiased(mean: Tensor, own: Tensor, class_prior: float) -> Tensor:
     return (mean + rest - math.log1p(-class_prior)).where(remains | share.isnan(), -torch.inf)
 
 
-class HardContrast(nn.Module):
+class HardContrast(PairwiseContrast):
     """:func:`hard_contrast` with fixed settings.
 
     Args:
@@ -110,6 +110,8 @@ class HardContrast(nn.Module):
         distributed: contrast with the rows of all ranks.
     """
 
+    objective = staticmethod(hard_contrast)
+
     def __init__(
         self,
         temperature: float,
@@ -117,22 +119,8 @@ class HardContrast(nn.Module):
         class_prior: float = 0.1,
         distributed: bool = False,
     ):
-        super().__init__()
-        check_temperature(temperature)
         check_concentration(concentration)
         check_class_prior(class_prior)
-        self.temperature = temperature
-        self.concentration = concentration
-        self.class_prior = class_prior
-        self.distributed = distributed
-
-    def forward(self, anchor: Tensor, positive: Tensor, negatives: Tensor | None = None) -> Tensor:
-        return hard_contrast(
-            anchor,
-            positive,
-            negatives,
-            temperature=self.temperature,
-            concentration=self.concentration,
-            class_prior=self.class_prior,
-            distributed=self.distributed,
+        super().__init__(
+            temperature, distributed, concentration=concentration, class_prior=class_prior
         )

@@ -2,9 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from common.losses._pairs import check_temperature, contrast_pairs
+from common.losses._pairs import PairwiseContrast, contrast_pairs
 
 
 def nt_xent(
@@ -60,25 +60,7 @@ def nt_xent(
         return -F.logsigmoid(own - against(1.0)).mean()
 
 
-class NTXent(nn.Module):
-    """:func:`nt_xent` with fixed settings.
+class NTXent(PairwiseContrast):
+    """:func:`nt_xent` with a fixed ``temperature``, ``distributed`` or not."""
 
-    Args:
-        temperature: divides the similarity.
-        distributed: contrast with the rows of all ranks.
-    """
-
-    def __init__(self, temperature: float, distributed: bool = False):
-        super().__init__()
-        check_temperature(temperature)
-        self.temperature = temperature
-        self.distributed = distributed
-
-    def forward(self, anchor: Tensor, positive: Tensor, negatives: Tensor | None = None) -> Tensor:
-        return nt_xent(
-            anchor,
-            positive,
-            negatives,
-            temperature=self.temperature,
-            distributed=self.distributed,
-        )
+    objective = staticmethod(nt_xent)

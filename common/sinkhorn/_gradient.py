@@ -18,8 +18,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
+from common.autograd import first_derivative_only
 from common.sinkhorn._iteration import Problem, column_maxima, solve
 
 # Conjugate gradients for y end earlier, unless the plan is almost a permutation.
@@ -42,7 +42,7 @@ class ImplicitPlan(Function):
         return plan
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only('a plan by this gradient; "unrolled" has one')
     def backward(ctx, grad: Tensor):
         (plan,) = ctx.saved_tensors
         problem = ctx.problem

@@ -392,8 +392,8 @@ def test_block_size_changes_no_loss(n, block_entries, seed):
         )
 
 
-@pytest.mark.parametrize(("temperature", "precision"), [(0.07, 1e-6), (0.01, 5e-6)])
-def test_float32_agrees_with_the_dense_form(temperature, precision):
+@pytest.mark.parametrize("temperature", [0.07, 0.01])
+def test_float32_is_as_exact_as_the_dense_form(temperature):
     n = 700  # more than one block
     x, y = (normal(n, 16, seed=s, dtype=torch.float32) for s in range(2))
 
@@ -402,14 +402,21 @@ def test_float32_agrees_with_the_dense_form(temperature, precision):
         logits = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
         return torch.nn.functional.cross_entropy(logits, torch.arange(2 * n).roll(n))
 
-    results = []
-    for form in (lambda x, y: nt_xent(x, y, temperature=temperature), dense):
-        a, b = x.clone().requires_grad_(), y.clone().requires_grad_()
+    def streamed(x, y):
+        return nt_xent(x, y, temperature=temperature)
+
+    def results(form, dtype):
+        a, b = (z.to(dtype).requires_grad_() for z in (x, y))
         loss = form(a, b)
-        results.append([loss.detach(), *torch.autograd.grad(loss, (a, b))])
-    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-6, atol=0)
-    for ours, theirs in zip(results[0][1:], results[1][1:], strict=True):
-        assert (ours - theirs).abs().max() <= precision * theirs.abs().max()
+        return loss.detach(), torch.stack(torch.autograd.grad(loss, (a, b)))
+
+    exact_loss, exact = results(dense, torch.float64)
+    errors = {}
+    for form in (streamed, dense):
+        loss, gradient = results(form, torch.float32)
+        torch.testing.assert_close(loss.double(), exact_loss, rtol=1e-6, atol=0)
+        errors[form] = float((gradient - exact).abs().max() / exact.abs().max())
+    assert errors[streamed] <= max(1e-6, 1.5 * errors[dense])  # float32 itself has 2e-6 at 0.01
 
 
 @pytest.mark.parametrize(
@@ -436,7 +443,7 @@ def test_second_derivatives_are_refused():
     for loss in (nt_xent, info_nce):
         x = X.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(loss(x, Y, temperature=T), x, create_graph=True)
-        with pytest.raises(RuntimeError, match="second derivatives of a streamed contrastive loss"):
+        with pytest.raises(RuntimeError, match="second derivative of a streamed contrastive loss"):
             gradient.square().sum().backward()
 
 

@@ -61,6 +61,22 @@ def test_gradient_against_finite_differences(objective):
 
 
 @every_objective
+def test_a_second_derivative_is_exact_or_refused(objective):
+    z = embeddings(torch.float64).requires_grad_()
+    direction = embeddings(torch.float64).flip(0)
+    (gradient,) = torch.autograd.grad(evaluate(objective, z), z, create_graph=True)
+    try:
+        (found,) = torch.autograd.grad((gradient * direction).sum(), z)
+    except RuntimeError as refusal:
+        if "no second derivative" not in str(refusal):
+            raise
+        return
+    step = 1e-6 * direction
+    ahead, behind = (value_and_gradient(objective, z.detach() + s)[1] for s in (step, -step))
+    torch.testing.assert_close(found, (ahead - behind) / 2e-6, rtol=1e-5, atol=1e-7)
+
+
+@every_objective
 @pytest.mark.parametrize(
     "z",
     [
