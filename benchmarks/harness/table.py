@@ -122,5 +122,5 @@ def load_table(name: str) -> Table:
 
 def _declarations() -> list[Path]:
     tables = (PROJECT / "benchmarks").glob("*/*.py")
-    own = {"harness", "speed", "ablation"}
+    own = {"harness", "speed", "ablation", "notes"}
     return [path for path in tables if path.parent.name not in own and path.stem != "__init__"]
